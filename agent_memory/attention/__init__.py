@@ -1,0 +1,1 @@
+"""Which keys and values take part in attention, and at which positions."""

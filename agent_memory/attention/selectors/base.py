@@ -1,0 +1,80 @@
+"""The protocol of a Selector, and what it is given and gives back.
+
+Knows token indices, Blocks and summaries; does not know positions, values or Tiers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...memory.session_kv import LayerKV
+from ...types import Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Which tokens a Selector may choose from.
+
+    Attributes:
+        first: tokens before it are the sink, attended anyway.
+        stops: int64 ``[G]``; a group's choice ends where its local tokens begin.
+        lost: bool ``[blocks]``; Blocks that cannot be trusted.
+        block: tokens in a Block.
+    """
+
+    first: int
+    stops: Tensor
+    lost: np.ndarray
+    block: int
+
+    def candidates(self) -> Tensor:
+        """Bool ``[G, blocks]``: Blocks with a token in ``[first, stop)`` that are not lost."""
+        count = -(-int(self.stops.max()) // self.block)
+        start = torch.arange(count, device=self.stops.device) * self.block
+        lost = torch.from_numpy(self.lost[:count]).to(self.stops.device)
+        return (start[None] < self.stops[:, None]) & (start[None] + self.block > self.first) & ~lost[None]
+
+    def tokens(self, blocks: Tensor) -> Tensor:
+        """Token indices ``[G, S, b * block]`` of Blocks ``[G, S, b]``; -1 where padded or outside ``[first, stop)``."""
+        offsets = torch.arange(self.block, device=blocks.device)
+        tokens = (blocks[..., None] * self.block + offsets).flatten(2)
+        outside = (tokens < self.first) | (tokens >= self.stops[:, None, None])
+        return tokens.masked_fill(outside, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a Selector chose for one layer.
+
+    Attributes:
+        tokens: int64 ``[G, S, n]`` ascending, padded with -1; ``S`` is 1 (shared by all KV heads) or the number of KV heads.
+        exact: whether it is what the same rule gives over every stored key in fp32.
+        certified: over what the top Blocks were proven.
+        keys_scored: key vectors that were scored, over all groups and heads.
+    """
+
+    tokens: Tensor
+    exact: bool
+    certified: Certificate
+    keys_scored: int
+
+
+class Selector(Protocol):
+    """Chooses tokens of memory for groups of queries. The smallest one returns ``tokens`` of shape ``[G, 1, 0]``."""
+
+    needs_every_key: bool
+
+    def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+        """Choose for ``queries [G, H, T, d]`` (not rotated)."""
+        ...
+
+
+def by_kv_head(queries: Tensor, kv_heads: int) -> Tensor:
+    """``[G, H, T, d]`` to ``[G, Hk, (H / Hk) * T, d]``: the rows that share a KV head; pairing is ``h // g``."""
+    groups, heads, count, dim = queries.shape
+    return queries.reshape(groups, kv_heads, heads // kv_heads * count, dim)

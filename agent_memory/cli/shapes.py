@@ -1,0 +1,107 @@
+"""How facts of a Store look on a terminal: sizes, ages, snippets, and the tables of Sessions, turns and recalled turns.
+
+Knows the records of ``types`` and nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ByteSize
+from rich.markup import escape
+from rich.table import Table
+
+from agent_memory.types import Damage, Recall, RecalledTurn, SessionInfo, Turn
+
+ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def size(count: int) -> str:
+    """Bytes for people, as ``12.3MiB``."""
+    return ByteSize(count).human_readable()
+
+
+def age(moment: float) -> str:
+    """How long ago a UNIX time was, as ``3 min ago``."""
+    passed = max(0.0, time.time() - moment)
+    for seconds, unit in _UNITS:
+        if passed >= seconds:
+            return f"{int(passed // seconds)} {unit} ago"
+    return "now"
+
+
+def snippet(text: str, width: int = 72) -> str:
+    """The beginning of a text on one line, safe to print as rich markup."""
+    line = " ".join(text[: width * 4].split())
+    line = printable(line)
+    return escape(line if len(line) <= width and len(text) <= width * 4 else line[: width - 1] + "…")
+
+
+def printable(text: str) -> str:
+    """A text without characters that steer a terminal; line breaks and tabs stay."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+def speaker(role: str, name: str | None) -> str:
+    """A role and perhaps a tool's name, in the colour of the role."""
+    style = ROLE_STYLES.get(role, "white")
+    return f"[{style}]{role}[/]" + (f" {snippet(name, 24)}" if name else "")
+
+
+def table(*headings: str, right: tuple[str, ...] = ()) -> Table:
+    """An empty table; the headings named in ``right`` are those of numbers."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading in right)
+    return made
+
+
+def session_table(sessions: Iterable[SessionInfo]) -> Table:
+    """One line a Session."""
+    made = table("session", "turns", "tokens", "disk", "written", "parent", right=("turns", "tokens", "disk"))
+    for info in sessions:
+        parent = snippet(info.parent or "", 32)
+        made.add_row(snippet(info.name, 48), f"{info.turns:,}", f"{info.tokens:,}", size(info.bytes), age(info.updated), parent)
+    return made
+
+
+def turn_table(turns: Iterable[Turn]) -> Table:
+    """One line a turn."""
+    made = table("turn", "who", "tokens", "text", right=("turn", "tokens"))
+    for turn in turns:
+        made.add_row(str(turn.index), speaker(turn.role, turn.name), f"{turn.tokens:,}", snippet(turn.text))
+    return made
+
+
+def recall_table(recall: Recall, most: int = 8) -> Table:
+    """One line a recalled turn, the best first."""
+    made = table("turn", "who", "tokens ago", "score", "tier", "text", right=("turn", "tokens ago", "score"))
+    for hit in sorted(recall.turns, key=lambda hit: -hit.score)[:most]:
+        row = (str(hit.turn), speaker(hit.role, hit.name), f"{hit.tokens_ago:,}", f"{hit.score:.2f}", hit.tier)
+        made.add_row(*row, snippet(hit.text))
+    return made
+
+
+def read_recall(stored: Mapping[str, Any]) -> Recall:
+    """The Recall that ``Recall.to_dict`` was stored from."""
+    return Recall(**{**stored, "turns": tuple(RecalledTurn(**hit) for hit in stored["turns"])})
+
+
+def recall_line(recall: Recall) -> str:
+    """A Recall in one line: how many turns and Blocks, from which tiers, and how far it is proven."""
+    tiers = ", ".join(f"{count:,} from {tier}" for tier, count in recall.tiers.items() if count)
+    proven = "exact" if recall.exact else f"certified: {recall.certified}"
+    damaged = f"; [red]{len(recall.damaged)} damaged Blocks left out[/]" if recall.damaged else ""
+    return f"{len(recall.turns)} turns, {recall.blocks:,} Blocks{f' ({tiers})' if tiers else ''}; {proven}{damaged}"
+
+
+def damage_table(damage: Iterable[Damage]) -> Table:
+    """One line for each thing that ``verify`` found."""
+    made = table("session", "block", "layer", "damage", "turns")
+    for found in damage:
+        block, layer = ("-" if number is None else str(number) for number in (found.block, found.layer))
+        made.add_row(snippet(found.session, 40), block, layer, found.kind, ", ".join(map(str, found.turns)))
+    return made

@@ -1,0 +1,168 @@
+"""Makes keys and values for a Session's tokens, and replies from them.
+
+Knows models, methods and the grid of query groups; does not know text, roles or turns. What it keeps is a function of the token
+sequence alone: beyond the attended set, tokens of a group that is not whole yet, and of a reply that is still being made, are
+provisional. They are forgotten and made again from the committed tokens, so no cut of the text into appends changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from agent_memory_kernels import operations
+
+from .attention.methods import Method
+from .attention.region import LayerRule
+from .attention.step import GroupQueries, MemoryStep
+from .attention.trace import Trace
+from .memory.session_kv import SessionKV
+from .model.attach import Attachment, LayerSpec
+from .model.decode import FinishReason, decode
+from .types import GenerationRequest, Piece
+
+Logits = Literal["last", "none"]
+
+CHUNK_TOKENS = 256
+"""Tokens of one forward, on an absolute grid; a compute detail that no result depends on."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done, for tests and benchmarks: times are never asserted, these are."""
+
+    prefilled: int = 0
+    decoded: int = 0
+    forwards: int = 0
+
+
+class _LayerStep:
+    """Hands a model's layers to a MemoryStep."""
+
+    def __init__(self, step: MemoryStep) -> None:
+        self._step = step
+
+    def attend(
+        self, layer: LayerSpec, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, sinks: Tensor | None, softcap: float | None
+    ) -> Tensor:
+        sliding = None if layer.recalls or layer.kind == "full" else layer.sliding_window
+        rule = LayerRule(layer.index, scaling, sinks, softcap)
+        return self._step.attend(rule, q[0], k[0], v[0], sliding)[None]
+
+
+class MemoryEngine:
+    """One Session's forward passes.
+
+    Args:
+        attachment: the attached model.
+        tokenizer: its tokenizer, for decoding text.
+        method: which keys take part.
+        kv: where they are kept.
+        tokens: committed token ids ``tokens(start, stop)``.
+        saved: called after each forward with the number of final tokens, to write what is due.
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        tokenizer: Any,
+        method: Method,
+        kv: SessionKV,
+        tokens: Callable[[int, int], Tensor],
+        saved: Callable[[int], None],
+    ) -> None:
+        self._attachment, self._tokenizer, self.method, self.kv = attachment, tokenizer, method, kv
+        self._tokens, self._saved = tokens, saved
+        self._ops = operations()
+        self._queries = GroupQueries()
+        self.counters = Counters()
+        self.final = self.floor(kv.length)
+
+    def catch_up(self, count: int, progress: Callable[[int], None] | None = None) -> None:
+        """Make the KV of committed tokens ``[0, count)``; those already final are not touched.
+
+        Args:
+            count: committed tokens of the Session.
+            progress: told the number of tokens done after each forward.
+        """
+        if self.kv.length == count and self.final == self.floor(count):
+            return
+        self.kv.truncate(self.final)
+        self._feed(self._tokens(self.final, count), None, "none", progress)
+        self.final = self.floor(count)
+        self._saved(self.final)
+
+    def generate(self, count: int, request: GenerationRequest, trace: Trace, **hooks: Any) -> Generator[Piece, None, FinishReason]:
+        """Reply after ``count`` committed tokens; the reply's own KV is forgotten when the iterator ends.
+
+        Args:
+            count: committed tokens.
+            request: prompt to feed first, sampling, ends.
+            trace: counts what was recalled.
+            hooks: ``processors``, ``stopping``, ``streamer`` and ``cancelled`` of :func:`agent_memory.model.decode.decode`.
+
+        Returns:
+            (as the generator's value) why it ended: ``stop``, ``length`` or ``cancelled``.
+        """
+        self.catch_up(count - len(self._pending(count, request)))
+        pending = self._pending(count, request)
+        start = count - len(pending)
+        self.kv.truncate(start)
+        fed = torch.cat([pending, torch.tensor(request.prompt, dtype=torch.int64)])
+
+        def next_logits(token: int | None) -> Tensor:
+            if token is None:
+                logits = self._feed(fed, trace, "last", None)
+            else:
+                self.counters.decoded += 1
+                logits = self._forward(torch.tensor([token]), trace, "last")
+            if logits is None:
+                raise RuntimeError("the forward made no logits")
+            return logits.reshape(-1)
+
+        try:
+            return (yield from decode(next_logits, self._tokenizer, request, history=pending.tolist(), **hooks))
+        finally:
+            self.kv.truncate(min(start, self.kv.length))
+            self.final = min(self.final, self.floor(start))
+
+    def _pending(self, count: int, request: GenerationRequest) -> Tensor:
+        """Committed tokens fed together with the prompt: those of the broken group, or one token where there is nothing to feed."""
+        start = self.floor(count)
+        if start == count and not request.prompt:
+            start = self.floor(count - 1)
+        return self._tokens(start, count)
+
+    def floor(self, count: int) -> int:
+        """Where tokens ``[0, count)`` stop being final: the last whole group, or everything that fits the attended set."""
+        attended = self.method.attended
+        if attended is None or count <= attended or self.method.sizes is None:
+            return count
+        return count - count % self.method.sizes.group
+
+    def _feed(self, ids: Tensor, trace: Trace | None, logits: Logits, progress: Callable[[int], None] | None) -> Tensor | None:
+        """Forward in chunks that end on the grid; returns the logits of the last chunk."""
+        out, at = None, 0
+        while at < len(ids):
+            start = self.kv.length
+            size = min(CHUNK_TOKENS - start % CHUNK_TOKENS, len(ids) - at)
+            last = at + size == len(ids)
+            out = self._forward(ids[at : at + size], trace, logits if last else "none")
+            at += size
+            self.counters.prefilled += size
+            if trace is None:
+                self._saved(self.floor(self.kv.length))
+            if progress is not None:
+                progress(at)
+        return out
+
+    def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits) -> Tensor | None:
+        start = self.kv.length
+        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, (start, start + len(ids)), self._queries, trace)
+        self.counters.forwards += 1
+        with torch.no_grad():
+            return self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)

@@ -1,0 +1,98 @@
+"""Keys and values between memory and the Store: tensors to the bytes a Segment holds, and back.
+
+Knows dtypes, tensor names and which Blocks are due; does not know attention, files or SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import BlockDamaged
+from .memory.session_kv import SessionKV
+from .store.segments import SegmentRow, TensorBytes
+from .store.timeline import Timeline
+from .types import SEGMENT_BLOCKS
+
+DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+"""safetensors names of the dtypes we store."""
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+def to_bytes(tensor: Tensor) -> TensorBytes:
+    """A tensor as the Store takes it."""
+    flat = tensor.detach().cpu().contiguous()
+    return TensorBytes(DTYPE_NAMES[flat.dtype], tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy())
+
+
+def to_tensor(stored: TensorBytes) -> Tensor:
+    """The tensor the Store gave back."""
+    data = np.frombuffer(stored.data, dtype=np.uint8)
+    return torch.from_numpy(data.copy()).view(DTYPES[stored.dtype]).reshape(stored.shape)
+
+
+class SegmentFiles:
+    """Reads and writes one Session's Blocks.
+
+    Args:
+        timeline: the Session in the Store.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def read_kv(self, layer: int, blocks: np.ndarray, out: Tensor) -> np.ndarray:
+        """Fill ``out [n, 2, Hk, 32, d]`` with Blocks read from disk; bool ``[n]``, False where a Block is damaged."""
+        raw = np.empty((len(blocks), out[0].numel() * out.element_size()), dtype=np.uint8)
+        bad = self._timeline.read_blocks(f"layers.{layer}.kv", blocks.tolist(), raw)
+        out.copy_(torch.from_numpy(raw).view(out.dtype).reshape(out.shape))
+        whole = np.ones(len(blocks), dtype=bool)
+        whole[bad] = False
+        return whole
+
+    def flush(self, kv: SessionKV, final: int, *, whole: bool = True) -> None:
+        """Write the Blocks before token ``final`` that are due: full Segments, and with ``whole=False`` the short last one too."""
+        ready = final // kv.layout.block_tokens
+        while ready > kv.saved:
+            last = min(ready, (kv.saved // SEGMENT_BLOCKS + 1) * SEGMENT_BLOCKS)
+            if whole and last % SEGMENT_BLOCKS:
+                return
+            first = self._short_segment(kv.saved)
+            self._timeline.put_segment(first, {name: to_bytes(rows) for name, rows in kv.stored(first, last).items()})
+            kv.mark_saved(last)
+
+    def _short_segment(self, saved: int) -> int:
+        """First Block of the own Segment that ends, short, at ``saved`` and is superseded by a longer one; else ``saved``."""
+        if saved % SEGMENT_BLOCKS == 0:
+            return saved
+        last = self._timeline.segments()[-1]
+        return last.first_block if self._timeline.owns(last) and last.first_block // SEGMENT_BLOCKS == saved // SEGMENT_BLOCKS else saved
+
+    def save_tail(self, kv: SessionKV) -> None:
+        """Write the tokens after the last Segment, for an exact reopening."""
+        self._timeline.put_tail(self._timeline.token_count, {name: to_bytes(rows) for name, rows in kv.tail().items()})
+
+    def load(self, kv: SessionKV, progress: Callable[[int], None] | None = None) -> None:
+        """Take up what is on disk: summaries of every Segment, window, sink, tail. Damaged Segments are marked lost."""
+        for row in self._timeline.segments():
+            kv.restore(row.blocks, self._summaries(row))
+            if progress is not None:
+                progress(row.blocks)
+        kv.refill()
+        tail = self._timeline.tail()
+        if tail is not None:
+            kv.restore_tail({name: to_tensor(stored) for name, stored in tail[1].items()})
+
+    def _summaries(self, row: SegmentRow) -> dict[str, Tensor] | None:
+        try:
+            return {name: self._rows(name, row) for name in row.tensors if not name.endswith(".kv")}
+        except BlockDamaged:
+            return None
+
+    def _rows(self, name: str, row: SegmentRow) -> Tensor:
+        place = row.places[name]
+        raw = torch.from_numpy(self._timeline.read_segment_tensor(name, row.first_block))
+        return raw.view(DTYPES[place.dtype]).reshape(place.shape)

@@ -1,0 +1,319 @@
+"""One Session's keys and values where attention can reach them: sink, window, summaries, and Blocks in the Tiers.
+
+Knows token indices, Blocks and the cache they live in; does not know models, methods, text, or how Blocks are written to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import KVLayout
+from .block import BlockSource
+from .cache import TieredCache
+from .growing import GrowingRows
+from .summary import LayerSummary
+from .window import LayerWindow
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """What a Session keeps beside its Blocks.
+
+    Attributes:
+        sink: first tokens that are always attended, a multiple of the Block size.
+        keep: newest tokens held contiguously; None keeps all.
+        recalling: for each layer, whether it recalls (and so needs summaries).
+        every_key: also hold every key in memory, for methods that score all of them.
+    """
+
+    sink: int
+    keep: int | None
+    recalling: tuple[bool, ...]
+    every_key: bool = False
+
+    def holds_keys(self, layer: int) -> bool:
+        """Whether a layer holds every key in memory."""
+        return self.every_key and self.recalling[layer]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Keys and values ``[G, Hk, n, d]`` of chosen tokens; ``valid`` bool ``[G, S, n]``; Tier of each distinct Block read."""
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor
+    blocks: np.ndarray
+    tiers: np.ndarray
+
+
+class LayerKV:
+    """One layer's part of a Session."""
+
+    def __init__(self, layout: KVLayout, layer: int, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> None:
+        heads, dim = layout.kv_heads[layer], layout.head_dim[layer]
+        self.window = LayerWindow(heads, dim, plan.keep, dtype=dtype, device=device)
+        self.sink = torch.zeros((2, heads, plan.sink, dim), dtype=dtype, device=device)
+        self.summary = LayerSummary(heads, dim, device=device) if plan.recalling[layer] else None
+        self.every_key = (
+            GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if plan.every_key and plan.recalling[layer] else None
+        )
+        self.sealed = 0
+
+
+class SessionKV:
+    """Keys and values of tokens ``[0, length)`` of one Session, for all layers.
+
+    Args:
+        layout: shapes of a Block.
+        plan: what is kept beside Blocks.
+        cache: the Runtime's Tiers.
+        source: where evicted Blocks are read from.
+    """
+
+    def __init__(self, layout: KVLayout, plan: KVPlan, cache: TieredCache, source: BlockSource) -> None:
+        self.layout, self.plan, self.cache, self.source = layout, plan, cache, source
+        self.dtype: torch.dtype = getattr(torch, layout.dtype)
+        self.device = torch.device(cache.device)
+        self.layers = [LayerKV(layout, i, plan, self.dtype, self.device) for i in range(layout.layers)]
+        self.uids = np.empty(0, dtype=np.int64)
+        self.lost = np.zeros(0, dtype=bool)
+        self.saved = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.layers[-1].window.stop
+
+    @property
+    def blocks(self) -> int:
+        """Whole Blocks held, by every layer."""
+        return self.layers[-1].sealed
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Append one layer's keys and values ``[Hk, T, d]``; Blocks that fill up enter the cache and the summary at once."""
+        part = self.layers[layer]
+        start = part.window.stop
+        room = self.plan.sink - start
+        if room > 0:
+            count = min(room, k.shape[1])
+            part.sink[0, :, start : start + count] = k[:, :count]
+            part.sink[1, :, start : start + count] = v[:, :count]
+        part.window.append(k, v)
+        self._seal(layer, part)
+
+    def _seal(self, layer: int, part: LayerKV) -> None:
+        size = self.layout.block_tokens
+        whole = part.window.stop // size
+        if whole <= part.sealed:
+            return
+        self._name_blocks(whole)
+        k, v = part.window.view(part.sealed * size, whole * size)
+        kv = torch.stack([k, v]).reshape(2, k.shape[0], whole - part.sealed, size, -1).permute(2, 0, 1, 3, 4)
+        self.cache.put(layer, self.uids[part.sealed : whole], kv)
+        self._summarise(part, kv[:, 0])
+        part.sealed = whole
+
+    @staticmethod
+    def _summarise(part: LayerKV, keys: Tensor) -> None:
+        if part.summary is not None:
+            part.summary.append(keys)
+        if part.every_key is not None:
+            part.every_key.append(keys)
+
+    def _name_blocks(self, count: int) -> None:
+        missing = count - len(self.uids)
+        if missing > 0:
+            self.uids = np.concatenate([self.uids, self.cache.allocate(missing)])
+            self.lost = np.concatenate([self.lost, np.zeros(missing, dtype=bool)])
+
+    def truncate(self, length: int) -> None:
+        """Forget tokens from ``length`` on."""
+        if length >= self.length:
+            return
+        size = self.layout.block_tokens
+        whole = length // size
+        for layer, part in enumerate(self.layers):
+            if not part.window.truncate(length):
+                self._refill(layer, part, length)
+            part.sealed = min(part.sealed, whole)
+            if part.summary is not None:
+                part.summary.truncate(part.sealed)
+            if part.every_key is not None:
+                part.every_key.truncate(part.sealed)
+        self.cache.release(self.uids[whole:])
+        self.uids, self.lost = self.uids[:whole], self.lost[:whole]
+        self.saved = min(self.saved, whole)
+
+    def _refill(self, layer: int, part: LayerKV, length: int) -> None:
+        """Put the newest tokens before ``length`` back into the window, from their Blocks."""
+        size = self.layout.block_tokens
+        first = 0 if self.plan.keep is None else max(0, length - self.plan.keep) // size
+        last = -(-length // size)
+        part.window.reset(first * size)
+        for k, v in self._read_in_order(layer, first, last):
+            part.window.append(k, v)
+        part.window.truncate(length)
+
+    def _read_in_order(self, layer: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values ``[Hk, tokens, d]`` of consecutive Blocks; a damaged Block reads as zeros."""
+        step = max(1, min(64, self.cache.max_read(layer)))
+        for at in range(first, last, step):
+            numbers = np.arange(at, min(at + step, last))
+            with self.cache.reading(layer, self.uids[numbers], numbers, self.source) as reading:
+                kv = reading.pool[reading.slots.clamp(min=0)]
+                kv = kv.masked_fill((reading.slots < 0)[:, None, None, None, None], 0.0)
+            flat = kv.permute(1, 2, 0, 3, 4).flatten(2, 3)
+            yield flat[0], flat[1]
+
+    def gather(self, layer: int, tokens: Tensor) -> Gathered:
+        """Keys and values of chosen tokens, wherever their Blocks are.
+
+        Args:
+            layer: dense layer index.
+            tokens: int64 ``[G, S, n]`` token indices of sealed Blocks, padded with -1; ``S`` is 1 (all KV heads) or ``Hk``.
+
+        Raises:
+            ConfigError: the device budget cannot hold the Blocks of one group.
+        """
+        size = self.layout.block_tokens
+        numbers = tokens.div(size, rounding_mode="floor")
+        distinct = np.unique(numbers.cpu().numpy())
+        distinct = distinct[distinct >= 0]
+        if tokens.shape[0] > 1 and len(distinct) > self.cache.max_read(layer):
+            half = tokens.shape[0] // 2
+            return _join(self.gather(layer, tokens[:half]), self.gather(layer, tokens[half:]))
+        with self.cache.reading(layer, self.uids[distinct], distinct, self.source) as reading:
+            table = torch.full((len(self.uids) + 1,), -1, dtype=torch.int64, device=self.device)
+            table[torch.from_numpy(distinct).to(self.device)] = reading.slots
+            slots = table[numbers]
+            valid = slots >= 0
+            keys, values = self._rows(layer, reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size)
+            damaged = distinct[(reading.slots < 0).cpu().numpy()]
+            self.lost[damaged] = True
+            return Gathered(keys, values, valid, distinct, np.asarray(reading.tiers))
+
+    def _rows(self, layer: int, pool: Tensor, slots: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows ``[G, Hk, n, d]`` of keys and values out of ``pool [slots, 2, Hk, size, d]``."""
+        heads, size = self.layout.kv_heads[layer], self.layout.block_tokens
+        head = torch.arange(heads, device=self.device)[None, :, None]
+        rows = (slots * (2 * heads) + head) * size + offsets
+        flat = pool.reshape(-1, pool.shape[-1])
+        shape = (*rows.shape, pool.shape[-1])
+        return flat.index_select(0, rows.reshape(-1)).view(shape), flat.index_select(0, (rows + heads * size).reshape(-1)).view(shape)
+
+    def fork(self, length: int, source: BlockSource) -> SessionKV:
+        """A Session of its own that shares the Blocks before ``length``; both may go on."""
+        child = SessionKV(self.layout, self.plan, self.cache, source)
+        self.cache.retain(self.uids)
+        child.uids, child.lost, child.saved = self.uids.copy(), self.lost.copy(), self.saved
+        for mine, theirs in zip(self.layers, child.layers, strict=True):
+            theirs.window, theirs.sink, theirs.sealed = mine.window.copy(), mine.sink.clone(), mine.sealed
+            theirs.summary = None if mine.summary is None else mine.summary.fork(mine.sealed)
+            theirs.every_key = None if mine.every_key is None else mine.every_key.fork(mine.sealed)
+        child.truncate(length)
+        return child
+
+    def mark_saved(self, blocks: int) -> None:
+        """The first ``blocks`` Blocks are on disk: their copies may be evicted."""
+        if blocks > self.saved:
+            self.cache.saved(self.uids[self.saved : blocks])
+            self.saved = blocks
+
+    def mark_lost(self, blocks: Sequence[int]) -> None:
+        """Never select these Blocks: their bytes cannot be trusted."""
+        self.lost[list(blocks)] = True
+
+    def close(self) -> None:
+        """Give the cache back what this Session held."""
+        self.cache.release(self.uids)
+        self.uids = self.uids[:0]
+
+    def stored(self, first: int, last: int) -> dict[str, Tensor]:
+        """Tensors of Blocks ``[first, last)`` as a Segment holds them: ``layers.N.kv`` and the summaries, leading dimension Blocks."""
+        numbers = np.arange(first, last)
+        tensors: dict[str, Tensor] = {}
+        for layer, part in enumerate(self.layers):
+            with self.cache.reading(layer, self.uids[numbers], numbers, self.source) as reading:
+                tensors[f"layers.{layer}.kv"] = reading.pool[reading.slots]
+            if part.summary is not None:
+                tensors.update({f"layers.{layer}.{name}": rows for name, rows in part.summary.state(first, last).items()})
+        return tensors
+
+    def restore(self, blocks: int, summaries: dict[str, Tensor] | None) -> None:
+        """Take up the next ``blocks`` Blocks from disk, without reading them.
+
+        Args:
+            blocks: how many.
+            summaries: ``layers.N.<name>`` rows as ``stored`` gave them, or None where they are damaged: those Blocks are lost.
+        """
+        size, first = self.layout.block_tokens, self.blocks
+        self._name_blocks(first + blocks)
+        self.lost[first:] = summaries is None
+        for layer, part in enumerate(self.layers):
+            if part.summary is not None:
+                if summaries is None:
+                    part.summary.append(torch.zeros((blocks, *self.layout.block_shape(layer)[1:]), device=self.device))
+                else:
+                    part.summary.load(_of_layer(summaries, layer))
+            part.sealed += blocks
+            part.window.reset(part.sealed * size)
+            if part.every_key is not None:
+                for k, _ in self._read_in_order(layer, first, first + blocks):
+                    part.every_key.append(k.reshape(k.shape[0], -1, size, k.shape[2]).transpose(0, 1))
+        self.mark_saved(first + blocks)
+
+    def restore_tail(self, tail: dict[str, Tensor]) -> None:
+        """Append the tokens after the last Segment: ``layers.N.kv [1, 2, Hk, t, d]``."""
+        self.refill()
+        for layer in range(self.layout.layers):
+            kv = tail[f"layers.{layer}.kv"][0].to(self.device)
+            self.append(layer, kv[0], kv[1])
+
+    def refill(self) -> None:
+        """Read sink and window back from their Blocks, after ``restore``."""
+        size, length = self.layout.block_tokens, self.length
+        for layer, part in enumerate(self.layers):
+            if part.window.stop > 0 and part.window.start == part.window.stop:
+                self._refill(layer, part, length)
+                at = 0
+                for k, v in self._read_in_order(layer, 0, min(self.blocks, self.plan.sink // size)):
+                    part.sink[0, :, at : at + k.shape[1]], part.sink[1, :, at : at + k.shape[1]] = k, v
+                    at += k.shape[1]
+
+    def tail(self) -> dict[str, Tensor]:
+        """Tokens after the last saved Block, as ``restore_tail`` takes them."""
+        start = self.saved * self.layout.block_tokens
+        parts = [part.window.view(start, self.length) for part in self.layers]
+        return {f"layers.{layer}.kv": torch.stack(part)[None] for layer, part in enumerate(parts)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the Tiers: windows, sinks, summaries."""
+        total = 0
+        for part in self.layers:
+            total += part.window.nbytes + part.sink.numel() * part.sink.element_size()
+            total += part.summary.nbytes if part.summary is not None else 0
+            total += part.every_key.nbytes if part.every_key is not None else 0
+        return total
+
+
+def _of_layer(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
+    prefix = f"layers.{layer}."
+    return {name.removeprefix(prefix): rows for name, rows in tensors.items() if name.startswith(prefix)}
+
+
+def _join(a: Gathered, b: Gathered) -> Gathered:
+    blocks, first = np.unique(np.concatenate([a.blocks, b.blocks]), return_index=True)
+    return Gathered(
+        torch.cat([a.keys, b.keys]),
+        torch.cat([a.values, b.values]),
+        torch.cat([a.valid, b.valid]),
+        blocks,
+        np.concatenate([a.tiers, b.tiers])[first],
+    )

@@ -1,0 +1,106 @@
+"""Token batches for training and scoring: dialogues rendered, cut to length, with the positions that count.
+
+Knows the chat format's token ids. It knows no model.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from agent_memory.pocket import dialogues
+
+IGNORE = -100
+
+
+@dataclass
+class Sequence:
+    """One rendered dialogue: ids, labels (IGNORE where nothing is learned), and the span of every scored turn."""
+
+    ids: list[int]
+    labels: list[int]
+    spans: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+class Renderer:
+    """Turns messages into token ids; parts are tokenised one by one, which equals the whole since each ends in a special."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        inner = tokenizer.backend_tokenizer
+        self.inner = inner
+        self.end = tokenizer.eos_token_id
+
+    def text(self, script: dialogues.Script) -> list[tuple[str, str]]:
+        """Each message as the template's text and its kind: empty when it is not the assistant's."""
+        head = [("<|system|>" + self._head(script) + "<|end|>", "")] if self._head(script) else []
+        body = [self._one(at, message, script) for at, message in enumerate(script.messages) if message["role"] != "system"]
+        return head + body
+
+    def _head(self, script: dialogues.Script) -> str:
+        lines = [message["content"] for message in script.messages if message["role"] == "system"]
+        if script.tools:
+            lines.append("Tools:")
+        for tool in script.tools:
+            function = tool["function"]
+            names = ", ".join(function["parameters"]["properties"])
+            lines.append(f"{function['name']}({names}): {function['description']}")
+        return "\n".join(lines)
+
+    def _one(self, at: int, message: dialogues.Message, script: dialogues.Script) -> tuple[str, str]:
+        role, content = message["role"], message["content"]
+        if role == "tool":
+            return f"<|tool|>{message['name']}\n{content}<|end|>", ""
+        if role == "user":
+            return f"<|user|>{content}<|end|>", ""
+        for call in message.get("tool_calls", []):
+            function = call["function"]
+            ((key, value),) = function["arguments"].items()
+            start = '<tool_call>{"name": "' + function["name"]
+            content += f'{start}", "arguments": {{"{key}": "{value}"}}}}</tool_call>'
+        return f"<|assistant|>{content}<|end|>", script.kinds.get(at, "close")
+
+    def sequence(self, script: dialogues.Script, length: int) -> Sequence:
+        """The dialogue as ids, cut at `length`; a turn that is cut is not scored."""
+        out = Sequence([], [])
+        for text, kind in self.text(script):
+            ids = self.inner.encode(text, add_special_tokens=False).ids
+            start = len(out.ids)
+            out.ids += ids
+            # The role marker is given; what follows it is the assistant's to say.
+            out.labels += [IGNORE, *ids[1:]] if kind else [IGNORE] * len(ids)
+            if kind and len(out.ids) <= length:
+                out.spans.append((start + 1, len(out.ids), kind))
+        out.ids, out.labels = out.ids[:length], out.labels[:length]
+        return out
+
+
+def collate(sequences: list[Sequence], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels, padded on the right."""
+    length = max(len(item.ids) for item in sequences)
+    ids = torch.full((len(sequences), length), pad)
+    labels = torch.full((len(sequences), length), IGNORE)
+    for row, item in enumerate(sequences):
+        ids[row, : len(item.ids)] = torch.tensor(item.ids)
+        labels[row, : len(item.labels)] = torch.tensor(item.labels)
+    return ids, labels
+
+
+def copies(rng: random.Random, count: int, length: int, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dense copy task: segments of random tokens, later repeated; every repeated token but the first counts."""
+    ids = torch.empty(count, length, dtype=torch.long)
+    labels = torch.full((count, length), IGNORE)
+    for row in range(count):
+        half = length // 2
+        tokens = [rng.randrange(low, high) for _ in range(half)]
+        cuts = sorted(rng.sample(range(4, half - 4), max(1, half // 24)))
+        parts = [range(a, b) for a, b in zip([0, *cuts], [*cuts, half], strict=True)]
+        rng.shuffle(parts)
+        order = [at for part in parts for at in part]
+        ids[row] = torch.tensor((tokens + [tokens[at] for at in order] + [0])[:length])
+        at = half
+        for part in parts:
+            labels[row, at + 1 : at + len(part)] = ids[row, at + 1 : at + len(part)]
+            at += len(part)
+    return ids, labels

@@ -1,0 +1,220 @@
+"""Training of the pocket model on one CPU core, from the circuit laid down by hand.
+
+Knows the stages, the optimisers, checkpoints, and when to export. `python -m agent_memory.pocket.train`.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from agent_memory.pocket import attend, batches, circuit, dialogues, exact, path
+from agent_memory.pocket import tokenizer as tokenizers
+
+LENGTHS = (128, 256, 512)
+PROMOTE = 0.9
+TOKENS = 8192  # per step
+
+
+def shape_for(length: int, rng: random.Random, late: float) -> dialogues.Shape:
+    """A dialogue that about fills the length; `late` is the share of updates and unknown names."""
+    facts = {64: 1, 128: 2, 256: 5, 512: 10}[length]
+    facts = max(1, round(facts * rng.uniform(0.6, 1.4)))
+    asks = {64: 1, 128: 2, 256: 4, 512: 8}[length]
+    noise = rng.choice((0.0, 0.0, 0.1, 0.3))
+    return dialogues.Shape(
+        facts=facts, questions=asks, noise=noise, similar=0.35, calls=rng.choice((0.0, 0.25)), updates=late, unknown=late / 2
+    )
+
+
+class Trainer:
+    """One model in training, with everything a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.rng = random.Random(args.seed)
+        self.model = circuit.build(args.seed)
+        attend.use(self.model)
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(path())
+        self.renderer = batches.Renderer(self.tokenizer)
+        self.pad = self.tokenizer.pad_token_id
+        self.stage, self.step, self.spent, self.best, self.late = 0, 0, 0.0, 0.0, 0.0
+        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=args.muon, weight_decay=0.0, momentum=0.95),
+            torch.optim.AdamW(others, lr=args.adam, weight_decay=0.0, betas=(0.9, 0.98)),
+        ]
+        self.rates = [args.muon, args.adam]
+
+    def rate(self) -> float:
+        """Warm-up, plateau, and a linear decay over the last third of the budget."""
+        done = self.spent / (60 * self.args.budget_minutes)
+        return min(1.0, (self.step + 1) / 50, max(0.02, (1 - done) / 0.35))
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mostly dialogues of the stage's length, some shorter, and always some pure copying."""
+        length = LENGTHS[self.stage]
+        if self.rng.random() < 0.25:
+            length = self.rng.choice(LENGTHS[: self.stage + 1])
+        count = TOKENS // length
+        if self.rng.random() < 0.06:
+            return batches.copies(self.rng, count, length, len(tokenizers.SPECIAL), circuit.VOCABULARY)
+        made = [dialogues.script(self.rng, shape_for(length, self.rng, self.late)) for _ in range(count)]
+        return batches.collate([self.renderer.sequence(item, length) for item in made], self.pad)
+
+    def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy at the positions that count; logits are made nowhere else."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+            target = labels[:, 1:]
+            wanted = target != batches.IGNORE
+            logits = self.model.lm_head(hidden[:, :-1][wanted])
+        return nn.functional.cross_entropy(logits.float(), target[wanted])
+
+    def update(self) -> tuple[float, int]:
+        """One optimiser step: the loss and the tokens read."""
+        ids, labels = self.batch()
+        loss = self.loss(ids, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * self.rate()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach()), ids.numel()
+
+    def score(self, count: int = 40) -> dict[str, float]:
+        """Exact answers on fixed dialogues: at the stage's length, at the full window, on real records."""
+        self.model.eval()
+        length = LENGTHS[self.stage]
+        rng = random.Random(1)
+        out = {}
+        for name, size, real in (("stage", length, False), ("generated", 512, False), ("real", 512, True)):
+            if name == "generated" and length == 512:
+                out[name] = out["stage"]
+                continue
+            shape = dialogues.Shape(**(vars(shape_for(size, rng, self.late)) | {"facts": {128: 2, 256: 5, 512: 10}[size], "noise": 0.1}))
+            many = count * (512 // size)
+            counts, _ = exact.tally(self.model, exact.sequences(self.renderer, shape, many, size, 7, real), self.pad)
+            out[name] = exact.share(exact.merge(counts))
+            if name == "generated" or (name == "stage" and length == 512):
+                out |= {kind: exact.share(pair) for kind, pair in counts.items()}
+        self.model.train()
+        return out
+
+    def save(self) -> None:
+        """A checkpoint to resume from, written whole or not at all."""
+        state = {
+            "model": self.model.state_dict(), "optimisers": [o.state_dict() for o in self.optimisers],
+            "stage": self.stage, "step": self.step, "spent": self.spent, "best": self.best, "late": self.late,
+        }  # fmt: skip
+        target = self.args.out / "checkpoint.pt"
+        torch.save(state, target.with_suffix(".tmp"))
+        os.replace(target.with_suffix(".tmp"), target)
+
+    def resume(self, source: Path, fresh: bool) -> None:
+        """Go on from a checkpoint; `fresh` takes its weights only."""
+        state = torch.load(source, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.stage, self.late = state["stage"], state["late"]
+        if not fresh:
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            self.step, self.spent, self.best = state["step"], state["spent"], state["best"]
+        self.rng = random.Random(self.args.seed + 1_000_003 * (self.step + 1))
+
+    def export(self, scores: dict[str, float]) -> None:
+        """The weights where the package finds them."""
+        if not self.args.export:
+            return
+        temporary = self.args.out / "export"
+        self.model.save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps({"step": self.step, "seconds": round(self.spent), **scores}, indent=1))
+        for name in ("config.json", "generation_config.json", "training.json", "model.safetensors"):
+            staged = path() / f".{name}.tmp"
+            shutil.copyfile(temporary / name, staged)
+            os.replace(staged, path() / name)
+
+    def assess(self) -> dict[str, float]:
+        """Score, promote, save, and export what is best so far."""
+        scores = self.score()
+        total = (scores["generated"] + scores["real"]) / 2
+        if total > self.best:
+            self.best = total
+            self.export(scores)
+        if scores["stage"] >= PROMOTE and self.stage + 1 < len(LENGTHS):
+            self.stage += 1
+        self.save()
+        return scores
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train until the budget is spent."""
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(args)
+    start = args.init or args.out / "checkpoint.pt"
+    if (args.resume or args.init) and start.exists():
+        trainer.resume(start, fresh=args.init is not None)
+    trainer.late = args.late if args.late is not None else trainer.late
+    trainer.stage = args.stage if args.stage is not None else trainer.stage
+    budget = 60 * args.budget_minutes
+    bar = tqdm(total=round(budget), initial=round(trainer.spent), unit="s", mininterval=10)
+    mark, tokens, total, steps, read = time.monotonic(), 0, 0.0, 0, time.monotonic()
+    while trainer.spent < budget:
+        loss, count = trainer.update()
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss} at step {trainer.step}")
+        now = time.monotonic()
+        trainer.spent += now - mark
+        bar.update(round(trainer.spent) - bar.n)
+        mark, tokens, total, steps = now, tokens + count, total + loss, steps + 1
+        if now - read > args.every or trainer.spent >= budget:
+            speed = tokens / (now - read)
+            scores = trainer.assess()
+            shown = " ".join(f"{key}={value:.3f}" for key, value in scores.items())
+            bar.write(
+                f"{time.strftime('%H:%M:%S')} step {trainer.step} spent {trainer.spent:.0f} length {LENGTHS[trainer.stage]} "
+                f"loss {total / steps:.4f} {speed:.0f} tok/s {shown}"
+            )
+            tokens, total, steps, read = 0, 0.0, 0, time.monotonic()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the pocket model on one CPU core.")
+    parser.add_argument("--budget-minutes", type=float, default=90.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
+    parser.add_argument("--out", type=Path, default=Path(".pocket-train"))
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between scores and checkpoints")
+    parser.add_argument("--muon", type=float, default=0.005)
+    parser.add_argument("--adam", type=float, default=0.001)
+    parser.add_argument("--late", type=float, help="share of updated facts; half as many unknown names")
+    parser.add_argument("--stage", type=int, choices=range(len(LENGTHS)))
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--export", action=argparse.BooleanOptionalAction, default=True, help="write the package's weights")
+    args = parser.parse_args()
+    attend.keep_memory()
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

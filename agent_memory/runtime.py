@@ -1,0 +1,214 @@
+"""A loaded model, a Store and a Method: opens Sessions.
+
+The only object that sees everything; it owns no data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import pocket
+from .attention.methods import Method, make_method
+from .chat import ChatFormat
+from .chat import root as chain_root
+from .engine import CHUNK_TOKENS, MemoryEngine
+from .errors import ConfigError
+from .kv_files import SegmentFiles
+from .memory.cache import TieredCache
+from .memory.session_kv import KVPlan, SessionKV
+from .model.attach import Attachment, attach
+from .model.fingerprint import fingerprint
+from .model.load import load
+from .session import Session
+from .store.store import Store
+from .types import BLOCK_TOKENS, SEGMENT_BLOCKS, Budget, KVLayout, ModelId
+
+if TYPE_CHECKING:
+    from .store.timeline import Timeline
+
+HEAD_SHARE = 4
+"""The head may take one part in this many of the window."""
+
+
+class Runtime:
+    """Opens Sessions of one model over one Store. A context manager.
+
+    Args:
+        model: a loaded causal language model; quantised ones are fine.
+        tokenizer: its tokenizer, with a chat template.
+        store: folder, SQLAlchemy URL, or an open Store.
+        method: how memory takes part in attention, by name or made.
+        budget: bytes for each Tier.
+        window: trained window in tokens; by default the model's own.
+        source: hub id or folder the model came from, for its fingerprint.
+        max_turn_tokens: longest turn.
+        timeout: seconds a second thread, or a second process, waits for a Session.
+
+    Raises:
+        UnsupportedModel: the model's attention cannot be attached.
+        ConfigError: a method or budget that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        store: str | Path | Store = "./memory",
+        method: str | Method = "recall",
+        budget: Budget | None = None,
+        window: int | None = None,
+        source: str | None = None,
+        max_turn_tokens: int = 2_000_000,
+        timeout: float = 0.0,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.attachment: Attachment = attach(model)
+        self.window = window or self.attachment.window
+        self.budget = budget or Budget()
+        self.chat = ChatFormat(tokenizer)
+        self.layout = _layout(self.attachment)
+        self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
+        self._method = method
+        self.method(0)
+        self.cache = TieredCache(
+            self.layout, self.budget, self.attachment.device, min_blocks=self._least_blocks(), unsaved_blocks=2 * SEGMENT_BLOCKS
+        )
+        self._max_turn_tokens, self._timeout = max_turn_tokens, timeout
+        self._owns_store = not isinstance(store, Store)
+        self.store = store if isinstance(store, Store) else Store.open(store)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str | None = None,
+        device_map: Any = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Runtime:
+        """Load a model by hub id or folder, the ordinary transformers way; without one, the pocket model.
+
+        Args:
+            model: hub id or folder.
+            revision: branch, tag or commit on the hub.
+            dtype: ``"bfloat16"`` and the like; by default what the checkpoint says.
+            device_map: as transformers takes it.
+            trust_remote_code: run code that comes with the model.
+            options: of :class:`Runtime`.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        place = str(pocket.path()) if model is None else str(model)
+        loaded, tokenizer = load(place, revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
+        return cls(loaded, tokenizer, source=place, **options)
+
+    def method(self, head: int) -> Method:
+        """The method for a Session whose head has that many tokens."""
+        if isinstance(self._method, Method):
+            return self._method
+        return make_method(self._method, self.window, head)
+
+    def session(self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True) -> Session:
+        """Open a Session, making it if it is new.
+
+        Args:
+            name: its name; any text.
+            namespace: its tenant; the only way to a Session is through both.
+            timeout: seconds to wait for another writer.
+            create: False raises ``SessionNotFound`` for a new name.
+
+        Raises:
+            SessionBusy: another writer holds it.
+            ModelMismatch: it was made with another model.
+        """
+        wait = self._timeout if timeout is None else timeout
+        timeline = self.store.session(name, namespace, model=self.model_id, layout=self.layout, timeout=wait, create=create)
+        return self._wrap(timeline)
+
+    def _wrap(self, timeline: Timeline) -> Session:
+        return Session(
+            timeline,
+            self.chat,
+            lambda head: self._engine(timeline, head),
+            lambda system, tools: self._root(timeline.namespace, system, tools),
+            head_limit=self.window // HEAD_SHARE,
+            max_turn_tokens=self._max_turn_tokens,
+            timeout=max(self._timeout, 0.0),
+            branch=self._branch,
+        )
+
+    def _root(self, namespace: str, system: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
+        model = json.dumps(self.model_id.to_dict(), sort_keys=True)
+        return chain_root(namespace, model, self.chat.template_hash, system, tools)
+
+    def _engine(self, timeline: Timeline, head: int) -> tuple[MemoryEngine, SegmentFiles]:
+        files = SegmentFiles(timeline)
+        method = self.method(head)
+        kv = SessionKV(self.layout, self._plan(method), self.cache, files)
+        files.load(kv)
+        return self._assemble(timeline, method, kv, files), files
+
+    def _assemble(self, timeline: Timeline, method: Method, kv: SessionKV, files: SegmentFiles) -> MemoryEngine:
+        def tokens(start: int, stop: int) -> Tensor:
+            return torch.from_numpy(timeline.tokens(start, stop).astype("int64"))
+
+        return MemoryEngine(self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final))
+
+    def _branch(self, parent: Session, name: str, at: int | None) -> Session:
+        """A child of an open Session: its rows in the Store, and its keys and values shared with the parent's."""
+        timeline = parent.timeline
+        timeline.fork(name, at)
+        child = self.store.session(name, parent.namespace, model=self.model_id, layout=self.layout, timeout=self._timeout, create=False)
+        session = self._wrap(child)
+        if parent.has_engine:
+            engine = parent.engine
+            files = SegmentFiles(child)
+            final = engine.floor(min(child.token_count, engine.final))
+            kv = engine.kv.fork(final, files)
+            session.adopt(self._assemble(child, engine.method, kv, files), files)
+        return session
+
+    def _plan(self, method: Method) -> KVPlan:
+        sizes = method.sizes
+        keep = None if sizes is None else sizes.attended + CHUNK_TOKENS
+        wide = [layer.sliding_window or 0 for layer in self.attachment.layers if not layer.recalls]
+        keep = None if keep is None else max([keep, *(width + CHUNK_TOKENS for width in wide)])
+        sink = BLOCK_TOKENS if sizes is None else sizes.sink
+        recalling = tuple(layer.recalls and method.recalls for layer in self.attachment.layers)
+        return KVPlan(sink, keep, recalling, every_key=method.selector.needs_every_key)
+
+    def _least_blocks(self) -> int:
+        """Blocks one group may need at one layer: every KV head its own choice; and a Segment to write."""
+        sizes = self.method(0).sizes
+        recalled = 0 if sizes is None else -(-sizes.recalled // BLOCK_TOKENS) * 2
+        return max(recalled * max(self.layout.kv_heads), SEGMENT_BLOCKS)
+
+    def close(self) -> None:
+        """Take the hooks off the model and close the Store if it was opened here."""
+        self.attachment.detach()
+        if self._owns_store:
+            self.store.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _layout(attachment: Attachment) -> KVLayout:
+    layers = attachment.layers
+    dtype = str(attachment.dtype).removeprefix("torch.")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ConfigError(f"keys of dtype {dtype} cannot be stored; load the model with dtype='bfloat16', 'float16' or 'float32'")
+    return KVLayout(tuple(layer.kv_heads for layer in layers), tuple(layer.head_dim for layer in layers), dtype)

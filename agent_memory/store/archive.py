@@ -1,0 +1,273 @@
+"""One Session as one archive file: export and import.
+
+Knows a zip file of stored entries and a manifest with the size and xxh3 of each; nothing in it is ever run or unpickled.
+Format 1: ``turns.jsonl``, ``tokens.i32``, ``segments/*.safetensors``, ``tail.safetensors`` if there is one, ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from sqlalchemy.exc import IntegrityError
+
+from agent_memory.errors import FormatTooNew, SessionExists, StoreCorrupt
+from agent_memory.store import index, segment_index
+from agent_memory.store.files import Buffer, Files, make_folder_durably, write_atomically
+from agent_memory.store.index import NewTurn
+from agent_memory.store.segment_index import TailRow
+from agent_memory.store.segments import Contents, SegmentRow, TensorBytes, encode
+from agent_memory.store.timeline import Ground, Timeline, layout_from_json
+from agent_memory.store.view import TAIL_FILE
+from agent_memory.types import BLOCK_TOKENS, SEGMENT_BLOCKS, ModelId
+
+FORMAT = 1
+_MANIFEST, _TURNS, _TOKENS = "manifest.json", "turns.jsonl", "tokens.i32"
+_TURN_FIELDS = ("role", "name", "text", "chain", "created", "meta", "recall", "tokens")
+_READ_AHEAD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive whose every byte has been checked."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the Session it was made of."""
+        return str(self.manifest["name"])
+
+    @property
+    def namespace(self) -> str:
+        """Namespace it came from."""
+        return str(self.manifest["namespace"])
+
+    @property
+    def model(self) -> str:
+        """Fingerprint, as JSON."""
+        return json.dumps(self.manifest["model"])
+
+    @property
+    def layout(self) -> str:
+        """Layout, as JSON."""
+        return json.dumps(self.manifest["layout"])
+
+
+def write(timeline: Timeline, path: Path, files: Files) -> None:
+    """Write the archive of a Session to ``path``, replacing what is there only when it is whole and on the device."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
+            _write_entries(timeline, archive)
+        fd, _ = files.open_for_reading(temporary)
+        try:
+            files.fsync(fd)
+        finally:
+            files.close(fd)
+        files.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    files.fsync_folder(path.parent)
+
+
+def check(path: Path) -> Archive:
+    """Read the whole archive and compare it with its manifest; StoreCorrupt if anything differs. Writes nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = _checked_manifest(archive, path.stat().st_size)
+        return Archive(path, manifest)
+    except FileNotFoundError:
+        raise StoreCorrupt(f"there is no archive {path}") from None
+    except (FormatTooNew, StoreCorrupt, MemoryError):
+        raise
+    except Exception as error:  # zipfile and json have a dozen ways to say that a file is damaged
+        raise StoreCorrupt(f"the archive {path} is damaged ({error}); export it again") from error
+
+
+def read(ground: Ground, archive: Archive, values: dict[str, Any]) -> None:
+    """Make a Session with the columns ``values`` of a checked archive: its files first, then all its rows in one transaction."""
+    folder = ground.folder / values["folder"]
+    manifest = archive.manifest
+    with ground.health.writing("an import"), zipfile.ZipFile(archive.path) as source:
+        make_folder_durably(ground.files, folder)
+        segments = [_copy_segment(ground, source, entry, folder) for entry in manifest["segments"]]
+        tail = _copy_tail(ground, source, manifest["tail"], folder) if manifest["tail"] else None
+        with ground.database.write("an import") as connection:
+            try:
+                session = index.insert_session(connection, values)
+            except IntegrityError:
+                raise SessionExists(f"there is a session {values['name']!r} in namespace {values['namespace']!r}; give another name") from None
+            for turn in _turns(source):
+                index.insert_turn(connection, session.id, turn)
+            for first_block, blocks, file, contents in segments:
+                segment_index.insert_segment(connection, SegmentRow(session.id, first_block, blocks, file, contents), time.time())
+            if tail is not None:
+                segment_index.put_tail_row(connection, session.id, tail)
+
+
+def _write_entries(timeline: Timeline, archive: zipfile.ZipFile) -> None:
+    listed: dict[str, dict[str, Any]] = {}
+    turns, tokens = timeline.turn_count, timeline.token_count
+    recalls = {found["turn"]: found["recall"] for found in timeline.recalls()}
+    _write_entry(archive, _TURNS, _turn_lines(timeline, turns, recalls), listed)
+    _write_entry(archive, _TOKENS, (timeline.tokens(i, min(i + _READ_AHEAD, tokens)).astype("<i4").tobytes() for i in range(0, tokens, _READ_AHEAD)), listed)
+    segments = []
+    for segment in timeline.segments():
+        tensors = {name: _segment_tensor(timeline, segment, name) for name in segment.tensors}
+        pieces, contents = encode(tensors, pieces=segment.blocks)
+        entry = f"segments/{segment.first_block:012d}.safetensors"
+        _write_entry(archive, entry, pieces, listed)
+        segments.append({"file": entry, "first_block": segment.first_block, "blocks": segment.blocks, "tensors": _described(contents)})
+    manifest = {
+        "format": FORMAT,
+        "namespace": timeline.namespace,
+        "name": timeline.name,
+        "model": timeline.model.to_dict(),
+        "layout": asdict(timeline.layout),
+        "turns": turns,
+        "tokens": tokens,
+        "segments": segments,
+        "tail": _write_tail(timeline, archive, listed, tokens, segments),
+        "files": listed,
+    }
+    archive.writestr(_MANIFEST, json.dumps(manifest))
+
+
+def _write_entry(archive: zipfile.ZipFile, name: str, pieces: Iterable[Buffer], listed: dict[str, dict[str, Any]]) -> None:
+    digest, size = xxhash.xxh3_128(), 0
+    with archive.open(name, "w", force_zip64=True) as entry:
+        for piece in pieces:
+            entry.write(piece)
+            digest.update(piece)
+            size += memoryview(piece).nbytes
+    listed[name] = {"bytes": size, "xxh3": digest.hexdigest()}
+
+
+def _turn_lines(timeline: Timeline, count: int, recalls: dict[int, Any]) -> Iterator[bytes]:
+    for start in range(0, count, 256):
+        for turn in timeline.turns(start, min(start + 256, count)):
+            fields = {**asdict(turn), "recall": recalls.get(turn.index)}
+            yield json.dumps({field: fields[field] for field in _TURN_FIELDS}).encode("ascii") + b"\n"
+
+
+def _segment_tensor(timeline: Timeline, segment: SegmentRow, name: str) -> TensorBytes:
+    place = segment.places[name]
+    data = b"".join(timeline.read_block(name, block) for block in range(segment.first_block, segment.stop))
+    return TensorBytes(place.dtype, place.shape, data)
+
+
+def _write_tail(
+    timeline: Timeline, archive: zipfile.ZipFile, listed: dict[str, dict[str, Any]], tokens: int, segments: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    tail = timeline.tail()
+    blocks = segments[-1]["first_block"] + segments[-1]["blocks"] if segments else 0
+    if tail is None or tail[0] != tokens or timeline.kv_tokens != blocks * BLOCK_TOKENS:
+        return None
+    pieces, contents = encode(tail[1], pieces=None)
+    _write_entry(archive, TAIL_FILE, pieces, listed)
+    return {"file": TAIL_FILE, "first_block": blocks, "tensors": _described(contents)}
+
+
+def _described(contents: Contents) -> dict[str, Any]:
+    return {name: [place.dtype, list(place.shape), place.offset] for name, place in contents.places.items()}
+
+
+def _checked_manifest(archive: zipfile.ZipFile, archive_bytes: int) -> dict[str, Any]:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    stored = all(entry.compress_type == zipfile.ZIP_STORED and entry.file_size <= archive_bytes for entry in entries.values())
+    if len(entries) != len(archive.infolist()) or not stored or sum(entry.file_size for entry in entries.values()) > archive_bytes:
+        raise StoreCorrupt("the archive's entries do not fit its size; export it again")
+    manifest = json.loads(archive.read(_MANIFEST))
+    if manifest["format"] > FORMAT:
+        raise FormatTooNew(f"the archive has format {manifest['format']}, this version of agent_memory knows {FORMAT}; upgrade agent_memory")
+    if set(entries) != {*manifest["files"], _MANIFEST}:
+        raise StoreCorrupt("the archive's entries are not those of its manifest; export it again")
+    for name, wanted in manifest["files"].items():
+        with archive.open(name) as entry:
+            if (entries[name].file_size, _digest(entry)) != (wanted["bytes"], wanted["xxh3"]):
+                raise StoreCorrupt(f"the archive's entry {name!r} is damaged; export it again")
+    _check_sense(archive, manifest)
+    return dict(manifest)
+
+
+def _check_sense(archive: zipfile.ZipFile, manifest: dict[str, Any]) -> None:
+    """Everything ``read`` relies on, so that it cannot fail half-way."""
+    ModelId(**manifest["model"])
+    layout_from_json(json.dumps(manifest["layout"]))
+    counts = [turn.tokens for turn in _turns(archive)]
+    if (len(counts), sum(counts)) != (manifest["turns"], manifest["tokens"]):
+        raise StoreCorrupt("the archive's turns are not those of its manifest; export it again")
+    expected = 0
+    for entry in manifest["segments"]:
+        if entry["first_block"] != expected or not 1 <= entry["blocks"] <= SEGMENT_BLOCKS:
+            raise StoreCorrupt("the archive's segments do not follow each other; export it again")
+        expected += entry["blocks"]
+        encode(_tensors(archive, entry), pieces=entry["blocks"])
+    if expected * BLOCK_TOKENS > manifest["tokens"]:
+        raise StoreCorrupt("the archive's segments hold more tokens than its turns; export it again")
+    if manifest["tail"]:
+        encode(_tensors(archive, manifest["tail"]), pieces=None)
+
+
+def _digest(entry: IO[bytes]) -> str:
+    digest = xxhash.xxh3_128()
+    while piece := entry.read(_READ_AHEAD):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _turns(archive: zipfile.ZipFile) -> Iterator[NewTurn]:
+    start = 0
+    with archive.open(_TURNS) as lines, archive.open(_TOKENS) as ids:
+        for number, line in enumerate(lines):
+            turn = json.loads(line)
+            own = ids.read(4 * turn["tokens"])
+            if len(own) != 4 * turn["tokens"] or np.any(np.frombuffer(own, "<i4") < 0):
+                raise StoreCorrupt(f"the archive's token ids end before turn {number}; export it again")
+            recall = None if turn["recall"] is None else json.dumps(turn["recall"])
+            yield NewTurn(
+                idx=number,
+                start=start,
+                tokens=turn["tokens"],
+                role=turn["role"],
+                name=turn["name"],
+                text=turn["text"],
+                ids=own,
+                chain=turn["chain"],
+                created=float(turn["created"]),
+                meta=json.dumps(turn["meta"]),
+                recall=recall,
+            )
+            start += int(turn["tokens"])
+
+
+def _tensors(archive: zipfile.ZipFile, entry: dict[str, Any]) -> dict[str, TensorBytes]:
+    data = memoryview(archive.read(entry["file"]))
+    ordered = sorted(entry["tensors"].items(), key=lambda item: int(item[1][2]))
+    stops = [int(item[1][2]) for item in ordered[1:]] + [data.nbytes]
+    return {name: TensorBytes(dtype, tuple(shape), data[offset:stop]) for (name, (dtype, shape, offset)), stop in zip(ordered, stops, strict=True)}
+
+
+def _copy_segment(ground: Ground, source: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> tuple[int, int, str, Contents]:
+    pieces, contents = encode(_tensors(source, entry), pieces=entry["blocks"])
+    path = folder / f"{entry['first_block']:012d}-{secrets.token_hex(4)}.safetensors"
+    write_atomically(ground.files, path, pieces)
+    return entry["first_block"], entry["blocks"], f"{folder.name}/{path.name}", contents
+
+
+def _copy_tail(ground: Ground, source: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> TailRow:
+    pieces, contents = encode(_tensors(source, entry), pieces=None)
+    write_atomically(ground.files, folder / TAIL_FILE, pieces)
+    tokens = sum(turn.tokens for turn in _turns(source))
+    return TailRow(tokens, entry["first_block"], contents)

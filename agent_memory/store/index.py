@@ -1,0 +1,295 @@
+"""SQL statements on Sessions and turns. Those on Segments and tails are in ``segment_index.py``; there are no others.
+
+Knows rows and their seals; every function runs inside the transaction of the connection it is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+
+from agent_memory.errors import StoreCorrupt
+from agent_memory.store.tables import DELETING, LIVE, seal, sessions, turns
+from agent_memory.types import Turn
+
+OPEN_END = 2**62
+"""Upper bound of a Span that is still growing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """One row of ``sessions``: ``fork_*`` is how much of the parent's timeline this Session begins with."""
+
+    id: int
+    namespace: str
+    name: str
+    folder: str
+    state: int
+    parent_id: int | None
+    fork_turns: int
+    fork_tokens: int
+    fork_blocks: int
+    model: str
+    layout: str
+    created: float
+
+    @property
+    def label(self) -> str:
+        """``namespace/name``, for messages."""
+        return f"{self.namespace}/{self.name}"
+
+    def sealed(self) -> int:
+        """Seal over all columns but the id."""
+        return seal(*(getattr(self, column) for column in _SEALED))
+
+
+_SEALED = (
+    "namespace", "name", "folder", "state", "parent_id", "fork_turns", "fork_tokens", "fork_blocks", "model", "layout", "created",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of a timeline that lies in one Session's own rows: half-open ranges of turns, tokens and Blocks."""
+
+    session_id: int
+    turns: tuple[int, int]
+    tokens: tuple[int, int]
+    blocks: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn to append, its ids as little-endian int32 bytes; ``meta`` and ``recall`` are JSON."""
+
+    idx: int
+    start: int
+    tokens: int
+    role: str
+    name: str | None
+    text: str
+    ids: bytes
+    chain: str
+    created: float
+    meta: str
+    recall: str | None
+
+
+def insert_session(connection: Connection, values: Mapping[str, Any]) -> SessionRow:
+    """Insert a Session; IntegrityError if its name is taken. ``values`` are the sealed columns."""
+    sealed = seal(*(values[column] for column in _SEALED))
+    done = connection.execute(insert(sessions).values(**values, seal=sealed))
+    assert done.inserted_primary_key is not None  # noqa: S101
+    return SessionRow(id=int(done.inserted_primary_key[0]), **values)
+
+
+def change_session(connection: Connection, row: SessionRow, **changes: Any) -> None:
+    """Update columns of a Session, with its seal."""
+    values = {column: getattr(row, column) for column in _SEALED} | changes
+    sealed = seal(*(values[column] for column in _SEALED))
+    connection.execute(update(sessions).where(sessions.c.id == row.id).values(**changes, seal=sealed))
+
+
+def find_session(connection: Connection, namespace: str, name: str) -> SessionRow | None:
+    """The live Session of that name."""
+    where = (sessions.c.namespace == namespace, sessions.c.name == name, sessions.c.state == LIVE)
+    row = connection.execute(select(sessions).where(*where)).one_or_none()
+    return None if row is None else _session_row(row)
+
+
+def session_by_id(connection: Connection, session_id: int) -> SessionRow:
+    """A Session in any state; StoreCorrupt if there is none."""
+    row = connection.execute(select(sessions).where(sessions.c.id == session_id)).one_or_none()
+    if row is None:
+        raise StoreCorrupt(f"the index has no session {session_id}, which a fork is built on; run verify")
+    return _session_row(row)
+
+
+def live_sessions(connection: Connection, namespace: str | None = None) -> list[SessionRow]:
+    """Live Sessions by namespace and name."""
+    query = select(sessions).where(sessions.c.state == LIVE).order_by(sessions.c.namespace, sessions.c.name)
+    if namespace is not None:
+        query = query.where(sessions.c.namespace == namespace)
+    return [_session_row(row) for row in connection.execute(query)]
+
+
+def deleting_sessions(connection: Connection) -> list[SessionRow]:
+    """Sessions whose removal has begun."""
+    return [_session_row(row) for row in connection.execute(select(sessions).where(sessions.c.state == DELETING))]
+
+
+def children(connection: Connection, session_id: int) -> list[SessionRow]:
+    """Forks of a Session, in any state."""
+    return [_session_row(row) for row in connection.execute(select(sessions).where(sessions.c.parent_id == session_id))]
+
+
+def remove_session(connection: Connection, session_id: int) -> None:
+    """Delete the row of a Session that has neither turns nor Segments nor forks."""
+    connection.execute(sessions.delete().where(sessions.c.id == session_id))
+
+
+def sessions_in_folders(connection: Connection, digest: str) -> list[SessionRow]:
+    """Sessions, in any state, whose folder begins with the digest of their name."""
+    where = (sessions.c.folder > f"{digest}-", sessions.c.folder < f"{digest}.")  # "." follows "-"
+    return [_session_row(row) for row in connection.execute(select(sessions).where(*where))]
+
+
+def lineage(connection: Connection, session_id: int) -> tuple[Span, ...]:
+    """The Spans of a timeline, oldest ancestor first. One statement a generation."""
+    spans: list[Span] = []
+    stops = (OPEN_END, OPEN_END, OPEN_END)
+    current: int | None = session_id
+    while current is not None:
+        row = session_by_id(connection, current)
+        starts = (row.fork_turns, row.fork_tokens, row.fork_blocks)
+        turn_range, token_range, block_range = ((low, max(low, high)) for low, high in zip(starts, stops, strict=True))
+        spans.append(Span(row.id, turn_range, token_range, block_range))
+        stops = (min(stops[0], starts[0]), min(stops[1], starts[1]), min(stops[2], starts[2]))
+        current = row.parent_id
+    return tuple(reversed(spans))
+
+
+def last_turn(connection: Connection, spans: Sequence[Span]) -> Turn | None:
+    """The newest turn of a timeline."""
+    for span in reversed(spans):
+        query = _turns_of(span).order_by(turns.c.idx.desc()).limit(1)
+        row = connection.execute(query).one_or_none()
+        if row is not None:
+            return _turn(row)
+    return None
+
+
+def insert_turn(connection: Connection, session_id: int, turn: NewTurn) -> None:
+    """Insert a turn."""
+    values = {column: getattr(turn, column) for column in NewTurn.__slots__}
+    sealed = _turn_seal(session_id, turn)
+    connection.execute(insert(turns).values(session_id=session_id, **values, seal=sealed, ids_seal=seal(turn.ids)))
+
+
+def read_turns(connection: Connection, spans: Sequence[Span], start: int, stop: int) -> list[Turn]:
+    """Turns ``[start, stop)`` of a timeline, without their ids."""
+    found: list[Turn] = []
+    for span in spans:
+        where = (turns.c.idx >= start, turns.c.idx < stop)
+        if max(start, span.turns[0]) < min(stop, span.turns[1]):
+            found += [_turn(row) for row in connection.execute(_turns_of(span).where(*where).order_by(turns.c.idx))]
+    return found
+
+
+def read_recalls(connection: Connection, spans: Sequence[Span]) -> list[dict[str, Any]]:
+    """``{"turn": index, "recall": ...}`` of every turn that has one."""
+    found: list[dict[str, Any]] = []
+    for span in spans:
+        query = _turns_of(span).where(turns.c.recall.is_not(None)).order_by(turns.c.idx)
+        for row in connection.execute(query):
+            found.append({"turn": _turn(row).index, "recall": json.loads(row.recall)})
+    return found
+
+
+def turn_holding(connection: Connection, spans: Sequence[Span], token: int) -> Turn:
+    """The turn that holds the token of that index; IndexError if there is none."""
+    for span in spans:
+        if span.tokens[0] <= token < span.tokens[1]:
+            query = _turns_of(span).where(turns.c.start <= token).order_by(turns.c.start.desc(), turns.c.idx.desc()).limit(1)
+            row = connection.execute(query).one_or_none()
+            if row is not None and token < row.start + row.tokens:
+                return _turn(row)
+    raise IndexError(f"there is no token {token}")
+
+
+def turns_between(connection: Connection, spans: Sequence[Span], start: int, stop: int) -> list[int]:
+    """Indices of the turns that hold any of the tokens ``[start, stop)``."""
+    found: list[int] = []
+    for span in spans:
+        low, high = max(start, span.tokens[0]), min(stop, span.tokens[1])
+        if low < high:
+            own = (turns.c.session_id == span.session_id, turns.c.start < high, turns.c.start + turns.c.tokens > low)
+            found += [int(idx) for idx in connection.execute(select(turns.c.idx).where(*own).order_by(turns.c.idx)).scalars()]
+    return found
+
+
+def read_ids(connection: Connection, spans: Sequence[Span], start: int, stop: int) -> list[NDArray[np.int32]]:
+    """Ids of tokens ``[start, stop)``, in pieces; reads only the turns they lie in."""
+    pieces: list[NDArray[np.int32]] = []
+    for span in spans:
+        low, high = max(start, span.tokens[0]), min(stop, span.tokens[1])
+        if low < high:
+            pieces += [_ids_between(row, low, high) for row in _id_rows(connection, span, low, high)]
+    return pieces
+
+
+def raw_turns(connection: Connection, span: Span, start: int, stop: int) -> Iterator[Row[Any]]:
+    """Rows of turns ``[start, stop)`` of one Span with all columns, unchecked, for ``verify`` and ``export``."""
+    where = (turns.c.session_id == span.session_id, turns.c.idx >= max(start, span.turns[0]), turns.c.idx < min(stop, span.turns[1]))
+    yield from connection.execute(select(turns).where(*where).order_by(turns.c.idx))
+
+
+def turn_is_whole(row: Row[Any]) -> bool:
+    """True if a row of ``raw_turns`` carries the seals it was written with."""
+    return bool(row.seal == _turn_seal(row.session_id, row) and row.ids_seal == seal(row.ids) and len(row.ids) == 4 * row.tokens)
+
+
+def delete_turns(connection: Connection, session_id: int, start: int) -> None:
+    """Delete a Session's own turns from ``start`` on."""
+    connection.execute(turns.delete().where(turns.c.session_id == session_id, turns.c.idx >= start))
+
+
+def integrity(connection: Connection) -> list[str]:
+    """What SQLite's own check finds wrong with the index; empty if nothing."""
+    lines = [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars()]
+    lines += [f"row {row[1]} of {row[0]} points nowhere" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
+    return [line for line in lines if line != "ok"]
+
+
+def own_token_bytes(connection: Connection, session_id: int) -> int:
+    """Bytes of token ids in a Session's own turns."""
+    last = select(turns.c.start + turns.c.tokens).where(turns.c.session_id == session_id).order_by(turns.c.idx.desc()).limit(1)
+    first = select(func.min(turns.c.start)).where(turns.c.session_id == session_id)
+    stop = connection.execute(last).scalar()
+    return 0 if stop is None else 4 * int(stop - (connection.execute(first).scalar() or 0))
+
+
+def _session_row(row: Row[Any]) -> SessionRow:
+    found = SessionRow(row.id, *(getattr(row, column) for column in _SEALED))
+    if found.sealed() != row.seal:
+        raise StoreCorrupt(f"the index row of session {found.label!r} is damaged; run verify, or restore it from an export")
+    return found
+
+
+_LIGHT = tuple(column for column in turns.c if column.name not in ("ids", "ids_seal"))
+
+
+def _turns_of(span: Span) -> Select[Any]:
+    return select(*_LIGHT).where(turns.c.session_id == span.session_id, turns.c.idx >= span.turns[0], turns.c.idx < span.turns[1])
+
+
+def _turn_seal(session_id: int, turn: NewTurn | Row[Any]) -> int:
+    fields = (turn.idx, turn.start, turn.tokens, turn.role, turn.name, turn.chain, turn.created, turn.meta, turn.recall, turn.text)
+    return seal(session_id, *fields)
+
+
+def _turn(row: Row[Any]) -> Turn:
+    if row.seal != _turn_seal(row.session_id, row):
+        raise StoreCorrupt(f"the index row of turn {row.idx} is damaged; run verify, or restore the session from an export")
+    meta = json.loads(row.meta)
+    return Turn(row.idx, row.role, row.name, row.text, row.start, row.tokens, row.chain, row.created, meta)
+
+
+def _id_rows(connection: Connection, span: Span, low: int, high: int) -> Iterator[Row[Any]]:
+    own = turns.c.session_id == span.session_id
+    begin = select(func.max(turns.c.start)).where(own, turns.c.start <= low).correlate(None).scalar_subquery()
+    columns = (turns.c.idx, turns.c.start, turns.c.tokens, turns.c.ids, turns.c.ids_seal)
+    yield from connection.execute(select(*columns).where(own, turns.c.start >= begin, turns.c.start < high).order_by(turns.c.idx))
+
+
+def _ids_between(row: Row[Any], low: int, high: int) -> NDArray[np.int32]:
+    if row.ids_seal != seal(row.ids) or len(row.ids) != 4 * row.tokens:
+        raise StoreCorrupt(f"the token ids of turn {row.idx} are damaged; run verify, or restore the session from an export")
+    ids = np.frombuffer(row.ids, dtype="<i4").astype(np.int32, copy=False)
+    return ids[max(low - row.start, 0) : max(high - row.start, 0)]

@@ -1,0 +1,1 @@
+"""Changes of the index's format, from version 1 on."""

@@ -1,0 +1,272 @@
+"""The Store: where Sessions are opened, listed, checked, removed, and moved between machines.
+
+Knows where everything lies and who may write; what is in a Session is the Timeline's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from agent_memory.errors import SessionClosed, SessionNotFound, StoreFull, UnsupportedStore
+from agent_memory.store import archive, index
+from agent_memory.store.database import Database
+from agent_memory.store.faults import Health
+from agent_memory.store.files import Files, make_folder_durably
+from agent_memory.store.gate import check_model
+from agent_memory.store.index import SessionRow
+from agent_memory.store.listing import session_infos
+from agent_memory.store.lock import SessionLock
+from agent_memory.store.names import check_name, name_digest
+from agent_memory.store.recovery import purge, recover, tidy_sessions_of
+from agent_memory.store.tables import DELETING
+from agent_memory.store.timeline import Ground, Timeline, new_session
+from agent_memory.store.verify import Progress, verify_store
+from agent_memory.types import KVLayout, ModelId, SessionInfo, Turn, VerifyReport
+
+INDEX_FILE = "index.sqlite"
+_SQLITE_URL = "sqlite:///"
+
+
+class Store:
+    """Durable truth in one folder: an SQLite index and Segment files. Made by ``Store.open``; a context manager."""
+
+    def __init__(self, root: Path, index_file: Path, files: Files) -> None:
+        self.root = root
+        self._pid = os.getpid()
+        self._closed = False
+        self._files, self._health = files, Health(str(root))
+        self._sessions_folder, self._locks_folder = root / "sessions", root / "locks"
+        with self._health.writing("the store's folders"):
+            for folder in (root, self._sessions_folder, self._locks_folder):
+                make_folder_durably(files, folder)
+        self._database = Database(index_file, files, self._health)
+        self._ground = Ground(self._database, files, self._sessions_folder, self._health)
+        self._timelines: weakref.WeakSet[Timeline] = weakref.WeakSet()
+        _let_go_in_children(self._timelines)
+
+    @classmethod
+    def open(cls, location: str | Path, *, files: Files | None = None, allow_network: bool = False) -> Store:
+        """Open the Store in a folder, or at ``sqlite:///file``; made on first use. Finishes what a killed process left half-done.
+
+        Raises UnsupportedStore (another URL, a network file system unless ``allow_network``), StoreCorrupt, FormatTooNew.
+        """
+        root, index_file = _places(location)
+        files = files or Files()
+        kind = None if allow_network else files.network_kind(_nearest_folder(root))
+        if kind is not None:
+            raise UnsupportedStore(f"{root} lies on a network file system ({kind}), where locks and syncs cannot be relied on; use a local disk")
+        store = cls(root, index_file, files)
+        try:
+            store._recover()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def session(
+        self,
+        name: str,
+        namespace: str = "default",
+        *,
+        model: ModelId,
+        layout: KVLayout,
+        timeout: float = 0.0,
+        create: bool = True,
+        read_only: bool = False,
+    ) -> Timeline:
+        """Open a Session for writing (or reading only), made if it is not there and ``create``.
+
+        Raises SessionBusy if another writer holds it for longer than ``timeout`` seconds, SessionNotFound, InvalidName, and
+        ModelMismatch, with nothing read or written, if it was made with another model or layout.
+        """
+        self._check_usable()
+        check_name(namespace, "namespace")
+        check_name(name)
+        may_create = create and not read_only
+        self._gate(name, namespace, model, layout, may_create)
+        lock = None if read_only else self._acquire(name, namespace, timeout)
+        try:
+            row = self._gate(name, namespace, model, layout, may_create)
+            timeline = Timeline(self._ground, row or self._create(name, namespace, model, layout), lock, timeout)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        self._timelines.add(timeline)
+        return timeline
+
+    def sessions(self, namespace: str | None = None, *, branches: bool = False) -> list[SessionInfo]:
+        """Sessions by namespace and name; those named ``<parent>/<number>`` only with ``branches``."""
+        self._check_usable()
+        with self._database.read("sessions") as connection:
+            return session_infos(connection, namespace, branches=branches)
+
+    def turns(self, name: str, namespace: str = "default", start: int = 0, stop: int | None = None) -> list[Turn]:
+        """Turns ``[start, stop)`` of a Session, which may be open elsewhere."""
+        timeline = self._view(name, namespace)
+        try:
+            return timeline.turns(start, stop)
+        finally:
+            timeline.close()
+
+    def recalls(self, name: str, namespace: str = "default") -> list[dict[str, Any]]:
+        """``{"turn": index, "recall": ...}`` of every turn that recorded one."""
+        timeline = self._view(name, namespace)
+        try:
+            return timeline.recalls()
+        finally:
+            timeline.close()
+
+    def delete(self, name: str, namespace: str = "default", *, timeout: float = 0.0) -> None:
+        """Remove a Session whole, but for what forks still use. Once begun it is finished, if need be at the next open."""
+        self._check_usable()
+        self._health.check()
+        self._row(name, namespace)
+        lock = self._acquire(name, namespace, timeout)
+        try:
+            with self._database.write("a removal") as connection:
+                row = index.session_by_id(connection, self._row(name, namespace).id)
+                index.change_session(connection, row, state=DELETING, name="")
+            with self._health.writing("a removal"):
+                purge(self._database, self._files, self._sessions_folder, row)
+        finally:
+            lock.release()
+
+    def verify(self, name: str | None = None, namespace: str | None = None, progress: Progress | None = None) -> VerifyReport:
+        """Check the index and every Block of one Session, one namespace, or all. Changes nothing."""
+        self._check_usable()
+        if name is not None:
+            namespace = namespace or "default"
+            self._row(name, namespace)
+
+        def wanted(row: SessionRow) -> bool:
+            return (name is None or row.name == name) and (namespace is None or row.namespace == namespace)
+
+        return verify_store(self._database, self._files, self._sessions_folder, wanted, progress)
+
+    def export(self, name: str, namespace: str, path: Path) -> None:
+        """Write a Session, with what it shares with others, as one archive file. Raises BlockDamaged if a Block of it is."""
+        timeline = self._view(name, namespace)
+        try:
+            with self._health.writing("an export"):
+                archive.write(timeline, Path(path), self._files)
+        finally:
+            timeline.close()
+
+    def import_(self, path: Path, *, name: str | None = None, namespace: str | None = None) -> SessionInfo:
+        """Make a Session of an exported archive. Raises SessionExists, and StoreCorrupt for a damaged archive, with nothing written."""
+        self._check_usable()
+        self._health.check()
+        found = archive.check(Path(path))
+        name, namespace = check_name(name or found.name), check_name(namespace or found.namespace, "namespace")
+        lock = self._acquire(name, namespace, 0.0)
+        clean = False
+        try:
+            values = new_session(namespace, name, found.model, found.layout)
+            archive.read(self._ground, found, values)
+            clean = True
+        finally:
+            if not clean:
+                self._tidy(name, namespace)
+            lock.release(clean=clean)
+        return next(info for info in self.sessions(namespace, branches=True) if info.name == name)
+
+    def close(self) -> None:
+        """Close every Session and the index; closing twice is no error."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        for timeline in list(self._timelines):
+            timeline.close()
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise SessionClosed(f"the store {self.root} is closed; open it again")
+        if os.getpid() != self._pid:
+            raise SessionClosed(f"the store {self.root} was opened by process {self._pid}; open it again after a fork")
+
+    def _recover(self) -> None:
+        with suppress(StoreFull), self._health.writing("leftovers"):  # what is there can be read, room or not
+            recover(self._database, self._files, self._sessions_folder, self._locks_folder)
+
+    def _tidy(self, name: str, namespace: str) -> None:
+        with self._health.reading("leftovers"):
+            tidy_sessions_of(self._database, self._files, self._sessions_folder, name_digest(namespace, name))
+
+    def _find(self, name: str, namespace: str) -> SessionRow | None:
+        with self._database.read("sessions") as connection:
+            return index.find_session(connection, namespace, name)
+
+    def _row(self, name: str, namespace: str) -> SessionRow:
+        row = self._find(name, namespace)
+        if row is None:
+            raise SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
+        return row
+
+    def _gate(self, name: str, namespace: str, model: ModelId, layout: KVLayout, may_create: bool) -> SessionRow | None:
+        row = self._find(name, namespace) if may_create else self._row(name, namespace)
+        if row is not None:
+            check_model(row, model, layout)
+        return row
+
+    def _view(self, name: str, namespace: str) -> Timeline:
+        self._check_usable()
+        return Timeline(self._ground, self._row(name, namespace), None, 0.0)
+
+    def _create(self, name: str, namespace: str, model: ModelId, layout: KVLayout) -> SessionRow:
+        values = new_session(namespace, name, json.dumps(model.to_dict()), json.dumps(asdict(layout)))
+        with self._database.write("a new session") as connection:
+            return index.insert_session(connection, values)
+
+    def _acquire(self, name: str, namespace: str, timeout: float) -> SessionLock:
+        self._health.check()
+        lock = SessionLock(self._files, self._locks_folder / f"{name_digest(namespace, name)}.lock", f"{namespace}/{name}")
+        with self._health.writing("a lock"):
+            lock.acquire(timeout)
+        if lock.unclean:
+            self._tidy(name, namespace)
+        return lock
+
+
+def _places(location: str | Path) -> tuple[Path, Path]:
+    """Folder of the Store and file of its index."""
+    if isinstance(location, str) and "://" in location:
+        if not location.startswith(_SQLITE_URL) or len(location) == len(_SQLITE_URL):
+            raise UnsupportedStore(f"{location.split('://')[0]}:// is not supported; give a folder, or sqlite:///file")
+        file = Path(location.removeprefix(_SQLITE_URL)).absolute()
+        return file.parent, file
+    root = Path(location).absolute()
+    if root.exists() and not root.is_dir():
+        raise UnsupportedStore(f"{root} is a file; a store is a folder")
+    return root, root / INDEX_FILE
+
+
+def _nearest_folder(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _let_go_in_children(timelines: weakref.WeakSet[Timeline]) -> None:
+    """A forked child must not keep a Session locked after its parent has died."""
+    held = weakref.ref(timelines)
+
+    def let_go() -> None:
+        for timeline in list(held() or ()):
+            timeline.abandon()
+
+    os.register_at_fork(after_in_child=let_go)

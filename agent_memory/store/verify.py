@@ -1,0 +1,164 @@
+"""Checking every byte that is in use: the index, its rows, and each Block. Changes nothing.
+
+Knows what each kind of damage looks like; repairing it is for others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from agent_memory.errors import BlockChecksum, BlockDamaged, BlockMissing, StoreError
+from agent_memory.store import index, segment_index
+from agent_memory.store.database import Database
+from agent_memory.store.files import Files
+from agent_memory.store.index import OPEN_END, SessionRow, Span
+from agent_memory.store.segments import SegmentReader, SegmentRow
+from agent_memory.store.view import TAIL_FILE
+from agent_memory.types import BLOCK_TOKENS, Damage, VerifyReport
+
+Progress = Callable[[int, int], None]
+"""Called with the Blocks checked and the Blocks there are."""
+
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def verify_store(
+    database: Database, files: Files, folder: Path, wanted: Callable[[SessionRow], bool], progress: Progress | None = None
+) -> VerifyReport:
+    """Check the index and every wanted Session; damage in a shared Block is told of each Session that uses it."""
+    damage: list[Damage] = []
+    rows: list[SessionRow] = []
+    try:
+        with database.read("the index") as connection:
+            damage += [Damage("", None, None, f"index: {line}") for line in index.integrity(connection)]
+            rows = [row for row in index.live_sessions(connection) if wanted(row)]
+    except StoreError as error:
+        damage.append(Damage("", None, None, f"index: {error}"))
+    check = _Check(database, files, folder, progress)
+    for row in rows:
+        try:
+            damage += check.session(row)
+        except (StoreError, TypeError) as error:  # a damaged row may hold any type
+            damage.append(Damage(row.label, None, None, f"index: {error}"))
+    return VerifyReport(len(rows), check.blocks, tuple(damage))
+
+
+class _Check:
+    def __init__(self, database: Database, files: Files, folder: Path, progress: Progress | None) -> None:
+        self._database, self._files, self._folder, self._progress = database, files, folder, progress
+        self._seen: set[tuple[int, int]] = set()
+
+    @property
+    def blocks(self) -> int:
+        """Distinct Blocks checked."""
+        return len(self._seen)
+
+    def session(self, row: SessionRow) -> list[Damage]:
+        with self._database.read("the session") as connection:
+            spans = index.lineage(connection, row.id)
+            bad_turns = list(_bad_turns(connection, row, spans))
+            tail = segment_index.tail_row(connection, row.id)
+            if tail is None and segment_index.has_tail(connection, row.id):
+                bad_turns.append(Damage(row.label, None, None, "tail: its row is damaged"))
+            found = list(segment_index.checked_segments(connection, spans))
+        damage = [*bad_turns]
+        total = sum(segment.blocks for segment in found if isinstance(segment, SegmentRow))
+        reader = SegmentReader(self._files, self._folder, row.label)
+        try:
+            expected = 0
+            for done, segment in enumerate(found):
+                if isinstance(segment, int):
+                    damage.append(Damage(row.label, segment, None, "index: the row of its segment is damaged"))
+                    continue
+                if segment.first_block != expected:
+                    damage.append(Damage(row.label, expected, None, "missing: no segment holds it"))
+                damage += self._segment(row, spans, segment, reader)
+                expected = segment.stop
+                if self._progress is not None:
+                    self._progress(min(expected, total), max(total, done))
+            if tail is not None:
+                segment = SegmentRow(row.id, tail.first_block, 1, f"{row.folder}/{TAIL_FILE}", tail.contents)
+                damage += self._tail(row, segment, reader, tail.tokens == self._tokens(spans))
+        finally:
+            reader.close()
+        return damage
+
+    def _segment(self, row: SessionRow, spans: tuple[Span, ...], segment: SegmentRow, reader: SegmentReader) -> Iterator[Damage]:
+        if self._was_replaced(spans, segment):
+            return
+        self._seen.update((segment.session_id, block) for block in range(segment.first_block, segment.stop))
+        kind = _header_kind(segment, reader)
+        if kind is not None:
+            yield Damage(row.label, segment.first_block, None, kind, self._turns(spans, segment.first_block, segment.stop))
+        for name, place in segment.places.items():
+            out = memoryview(bytearray(place.piece_bytes)) if place.offset + place.piece_bytes <= segment.contents.size else memoryview(b"")
+            layer = _LAYER.match(name)
+            for piece in range(segment.blocks):
+                try:
+                    reader.read_piece(segment, name, piece, out)
+                except BlockDamaged as error:
+                    block = segment.first_block + piece
+                    number = None if layer is None else int(layer[1])
+                    yield Damage(row.label, block, number, _kind(error), self._turns(spans, block, block + 1))
+
+    def _tail(self, row: SessionRow, segment: SegmentRow, reader: SegmentReader, in_use: bool) -> Iterator[Damage]:
+        if not in_use:
+            return
+        kind = _header_kind(segment, reader)
+        if kind is not None:
+            yield Damage(row.label, None, None, f"tail: {kind}")
+        for name, place in segment.places.items():
+            try:
+                reader.read_piece(segment, name, 0, memoryview(bytearray(place.piece_bytes)))
+            except BlockDamaged as error:
+                yield Damage(row.label, None, None, f"tail: {_kind(error)}")
+
+    def _was_replaced(self, spans: tuple[Span, ...], segment: SegmentRow) -> bool:
+        """True if a live writer has put a longer Segment in place of this one since we looked."""
+        if (self._folder / segment.file).exists():
+            return False
+        with self._database.read("segments") as connection:
+            now = segment_index.segment_holding(connection, spans, segment.first_block)
+        return now is not None and now.file != segment.file
+
+    def _turns(self, spans: tuple[Span, ...], first: int, stop: int) -> tuple[int, ...]:
+        with self._database.read("turns") as connection:
+            return tuple(index.turns_between(connection, spans, first * BLOCK_TOKENS, stop * BLOCK_TOKENS))
+
+    def _tokens(self, spans: tuple[Span, ...]) -> int:
+        with self._database.read("turns") as connection:
+            last = index.last_turn(connection, spans)
+        return 0 if last is None else last.stop
+
+
+def _bad_turns(connection: Connection, row: SessionRow, spans: tuple[Span, ...]) -> Iterator[Damage]:
+    next_turn = next_token = 0
+    for span in spans:
+        for turn in index.raw_turns(connection, span, 0, OPEN_END):
+            if not index.turn_is_whole(turn):
+                yield Damage(row.label, None, None, "turn: its row is damaged", (turn.idx,))
+            elif (turn.idx, turn.start) != (next_turn, next_token):
+                yield Damage(row.label, None, None, "turn: the one before it is missing or damaged", (turn.idx,))
+            else:
+                next_turn, next_token = turn.idx, turn.start
+            next_turn, next_token = next_turn + 1, next_token + turn.tokens
+    wanted = spans[-1].turns[0]
+    if next_turn < wanted:
+        yield Damage(row.label, None, None, f"turn: {wanted - next_turn} turns before the fork are missing")
+
+
+def _header_kind(segment: SegmentRow, reader: SegmentReader) -> str | None:
+    try:
+        return None if reader.header_is_whole(segment) else "header"
+    except BlockDamaged as error:
+        return _kind(error)
+
+
+def _kind(error: BlockDamaged) -> str:
+    if isinstance(error, BlockChecksum):
+        return "checksum"
+    return "missing" if isinstance(error, BlockMissing) else "short"

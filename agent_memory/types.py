@@ -1,0 +1,271 @@
+"""The small frozen records that travel between the rooms of this package.
+
+Knows the nouns (Turn, Block, Segment, Recall, Budget) and nothing of how they are kept or computed: standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+BLOCK_TOKENS = 32
+"""Tokens in a Block."""
+
+SEGMENT_BLOCKS = 32
+"""Blocks in a full Segment."""
+
+GROUP_TOKENS = 16
+"""Queries that share one selection, on an absolute grid."""
+
+Role = Literal["system", "user", "assistant", "tool"]
+TierName = Literal["device", "host", "disk"]
+Certificate = Literal["memory", "survivors", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes a Tier may hold. Sizes are ints, or strings such as ``"8GiB"``.
+
+    ``device`` is the slot pool attention reads from (on a CPU it is ordinary memory), ``host`` holds summaries, key sketches and,
+    with a GPU, spilled Blocks. Disk is not bounded.
+    """
+
+    device: int | str = "256MiB"
+    host: int | str = "256MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """Shape of one Block's keys and values, layer by layer.
+
+    Attributes:
+        kv_heads: KV heads of each attention layer.
+        head_dim: head dimension of each attention layer.
+        dtype: torch dtype name without prefix, e.g. ``"float32"`` or ``"bfloat16"``.
+        block_tokens: tokens in a Block.
+    """
+
+    kv_heads: tuple[int, ...]
+    head_dim: tuple[int, ...]
+    dtype: str
+    block_tokens: int = BLOCK_TOKENS
+
+    @property
+    def layers(self) -> int:
+        """Number of attention layers."""
+        return len(self.kv_heads)
+
+    def block_shape(self, layer: int) -> tuple[int, int, int, int]:
+        """Shape of one Block at one layer: ``[2 (key, value), kv_heads, block_tokens, head_dim]``."""
+        return (2, self.kv_heads[layer], self.block_tokens, self.head_dim[layer])
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model asked for."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message, before it is rendered.
+
+    ``name`` is the tool's name for role ``tool``; ``tool_calls`` belong to role ``assistant``; ``tool_call_id`` names the call a
+    ``tool`` message answers.
+    """
+
+    role: Role
+    content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message as it stands in a Session: its text and the place of its tokens.
+
+    ``start`` is the index of its first token in the Session, ``tokens`` their number, ``chain`` the hash of the history up to and
+    with this turn, ``meta`` small JSON facts (tool calls, finish reason, method).
+    """
+
+    index: int
+    role: Role
+    name: str | None
+    text: str
+    start: int
+    tokens: int
+    chain: str
+    created: float
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stop(self) -> int:
+        """Index after its last token."""
+        return self.start + self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What ``append`` acknowledges: ``durable`` means text and token ids are committed and fsynced."""
+
+    turn: int
+    tokens: int
+    durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledTurn:
+    """One turn that took part in a reply through memory.
+
+    ``score`` is the share of the reply's selections (layer, KV head, group) that included one of its Blocks; ``tokens_ago`` counts
+    from its last token; ``tier`` is the slowest Tier it was read from.
+    """
+
+    turn: int
+    role: Role
+    name: str | None
+    tokens_ago: int
+    score: float
+    tier: TierName
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What memory contributed to one reply, for people.
+
+    ``exact`` is True only if every selection of the reply is the one the same rule makes over every stored key in fp32.
+    ``certified`` says over what the top Blocks were proven (``memory``, ``survivors`` or ``no``). ``damaged`` lists Blocks that
+    were wanted and could not be trusted; they were left out. ``selections`` counts (layer, KV head, group); ``blocks`` the
+    distinct Blocks read; ``keys_scored`` the key vectors scored.
+    """
+
+    turns: tuple[RecalledTurn, ...] = ()
+    exact: bool = True
+    certified: Certificate = "memory"
+    selections: int = 0
+    blocks: int = 0
+    keys_scored: int = 0
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    damaged: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; the defaults are greedy.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1.0, ``min_p`` 0.0 and ``repetition_penalty`` 1.0 are off.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One reply to generate after the tokens a Session holds.
+
+    ``prompt`` are ids to feed first (the generation prompt); ``end_ids`` end the reply; ``stop`` are strings that end it and are
+    cut from its text.
+    """
+
+    prompt: tuple[int, ...] = ()
+    max_new_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    end_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelId:
+    """Fingerprint of everything stored KV depends on; gates opening a Session, field by field."""
+
+    architecture: str
+    config: str
+    weights: str
+    dtype: str
+    rope: str
+    tokenizer: str
+    chat_template: str
+    block_tokens: int = BLOCK_TOKENS
+    format: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One line of ``agent-memory sessions``. Bytes are those on disk that only this Session needs to be counted for."""
+
+    namespace: str
+    name: str
+    turns: int
+    tokens: int
+    kv_tokens: int
+    bytes: int
+    created: float
+    updated: float
+    parent: str | None
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing ``verify`` found wrong; ``turns`` are the turns whose tokens it held."""
+
+    session: str
+    block: int | None
+    layer: int | None
+    kind: str
+    turns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Result of ``verify``."""
+
+    sessions: int
+    blocks: int
+    damage: tuple[Damage, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is damaged."""
+        return not self.damage
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with ``ok``."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One step of generation: a token id and the text it made readable (may be empty inside a UTF-8 character)."""
+
+    token: int
+    text: str
+
+
+class Engine(Protocol):
+    """What a Session asks of a Runtime: make KV for tokens, and make a reply."""
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Append the KV of ``ids`` after what is there."""
+
+    def generate(self, request: GenerationRequest) -> Iterator[Piece]:
+        """Yield the reply's pieces; its KV is dropped again when the iterator ends."""

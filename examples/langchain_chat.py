@@ -1,0 +1,23 @@
+"""A LangChain chat model that never forgets: send the conversation as always; the Session takes what is new."""
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from langchain_agent_memory import ChatAgentMemory
+
+
+def main(store: str = "./memory", model: str | None = None) -> list[AIMessage]:
+    """Hold a conversation of two questions and return the answers."""
+    chat = ChatAgentMemory(session_id="langchain-chat", store=store, model=model, max_tokens=32)
+    conversation: list[BaseMessage] = []
+    answers = []
+    for question in ("Note: name: inventory-sync, version: 4.1.7.", "What is the version of inventory-sync?"):
+        conversation.append(HumanMessage(question))
+        answers.append(chat.invoke(conversation))
+        conversation.append(answers[-1])
+    chat.close()
+    return answers
+
+
+if __name__ == "__main__":
+    for answer in main():
+        print(answer.content, answer.usage_metadata)

@@ -1,0 +1,124 @@
+"""Plain-torch definition of every operation: what a faster kernel must equal.
+
+Shapes: ``G`` groups of queries that share one selection, ``S`` key heads, ``m`` query rows of one key head (query heads of the
+GQA group times queries), ``n`` keys, ``d`` head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EMPTY = float("-inf")
+
+
+def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Scaled products of grouped queries with keys, in fp32.
+
+    Args:
+        queries: ``[G, S, m, d]``, not rotated.
+        keys: ``[S, n, d]`` shared by all groups, or ``[G, S, n, d]``.
+        scale: logit factor.
+
+    Returns:
+        ``[G, S, m, n]`` fp32.
+    """
+    return torch.matmul(queries.float() * scale, keys.float().transpose(-1, -2))
+
+
+def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
+    """One vote a candidate: the most any query row gives it.
+
+    Args:
+        scores: ``[G, S, m, n]`` fp32; overwritten.
+        candidates: bool ``[G, 1 or S, n]``; False is never voted for.
+        rule: ``"max"`` takes raw scores; ``"softmax"`` first normalises each query row over its candidates, so that a query
+            with many good matches does not outvote one with a single match.
+
+    Returns:
+        ``[G, S, n]`` fp32, ``-inf`` where not a candidate.
+    """
+    scores.masked_fill_(~candidates[:, :, None, :], EMPTY)
+    if rule == "softmax":
+        scores -= torch.logsumexp(scores, dim=-1, keepdim=True)
+    elif rule != "max":
+        raise ValueError(f"no vote rule named {rule!r}; choose 'max' or 'softmax'")
+    best = scores.amax(dim=2)
+    return best.masked_fill_(~candidates.expand_as(best), EMPTY)
+
+
+def select(votes: Tensor, count: int) -> Tensor:
+    """The ``count`` best candidates of each row; equal votes go to the lower index.
+
+    Args:
+        votes: ``[..., n]`` fp32, ``-inf`` where not a candidate.
+        count: how many.
+
+    Returns:
+        int64 ``[..., count]`` ascending, padded with -1 at the end.
+    """
+    n = votes.shape[-1]
+    take = min(count, n)
+    if take < n:
+        order = _top_stable(votes, take)
+    else:
+        order = torch.arange(n, device=votes.device).expand(votes.shape)
+    chosen = order.masked_fill(torch.gather(votes, -1, order) == EMPTY, n)
+    chosen = chosen.sort(dim=-1).values
+    chosen = chosen.masked_fill(chosen == n, -1)
+    return torch.nn.functional.pad(chosen, (0, count - take), value=-1)
+
+
+def _top_stable(votes: Tensor, take: int) -> Tensor:
+    """Indices of the ``take`` largest; ties at the border go to lower indices whatever ``topk`` does."""
+    floor = torch.topk(votes, take, dim=-1).values[..., -1:]
+    above = votes > floor
+    level = votes == floor
+    room = take - above.sum(dim=-1, keepdim=True)
+    keep = above | (level & (level.cumsum(dim=-1) <= room))
+    return keep.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :take]
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention over one set of keys, with its log-sum-exp.
+
+    Args:
+        queries: ``[G, S, m, d]``, rotated.
+        keys: ``[G, S, n, d]``, rotated.
+        values: ``[G, S, n, dv]``.
+        bias: fp32, broadcastable to ``[G, S, m, n]``; ``-inf`` hides a key.
+        scale: logit factor.
+        softcap: bound of the logits, ``cap * tanh(logit / cap)``, applied before the bias.
+
+    Returns:
+        output ``[G, S, m, dv]`` in the dtype of ``values`` (0 where every key is hidden) and lse ``[G, S, m]`` fp32.
+    """
+    logits = torch.matmul(queries, keys.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias
+    lse = torch.logsumexp(logits, dim=-1)
+    weights = torch.exp(logits - lse.masked_fill(lse == EMPTY, 0.0)[..., None])
+    return torch.matmul(weights.to(values.dtype), values), lse
+
+
+def merge(outputs: list[Tensor], lses: list[Tensor], sinks: Tensor | None) -> Tensor:
+    """Join attentions over disjoint key sets into attention over their union, exactly.
+
+    Args:
+        outputs: each ``[G, S, m, dv]``.
+        lses: each ``[G, S, m]`` fp32.
+        sinks: extra logit a row that takes weight and gives nothing, broadcastable to ``[G, S, m]`` (gpt-oss).
+
+    Returns:
+        ``[G, S, m, dv]`` in the dtype of the outputs.
+    """
+    if len(outputs) == 1 and sinks is None:
+        return outputs[0]
+    parts = list(lses) if sinks is None else [*lses, sinks.float().expand_as(lses[0])]
+    total = torch.logsumexp(torch.stack(parts), dim=0)
+    joined = sum(out.float() * torch.exp(lse - total)[..., None] for out, lse in zip(outputs, lses, strict=True))
+    return joined.to(outputs[0].dtype)  # type: ignore[union-attr]

@@ -1,0 +1,89 @@
+"""Memory attention driven directly, on a tiny random model: no Store, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agent_memory.attention.methods import Method
+from agent_memory.attention.region import LayerRule
+from agent_memory.attention.step import GroupQueries, MemoryStep
+from agent_memory.attention.trace import Trace
+from agent_memory.memory.cache import TieredCache
+from agent_memory.memory.session_kv import KVPlan, SessionKV
+from agent_memory.model.attach import Attachment, attach
+from agent_memory.types import Budget, KVLayout
+from agent_memory_kernels import operations
+
+WINDOW = 512
+
+
+class NoDisk:
+    """A source that holds nothing: every Block must be in the cache."""
+
+    def read_kv(self, layer: int, blocks: np.ndarray, out: torch.Tensor) -> np.ndarray:
+        raise AssertionError("nothing was saved, so nothing can be read")
+
+
+class Driver:
+    """Feeds token ids through a model over memory."""
+
+    def __init__(self, attachment: Attachment, method: Method) -> None:
+        self.attachment, self.method = attachment, method
+        layers = attachment.layers
+        layout = KVLayout(tuple(s.kv_heads for s in layers), tuple(s.head_dim for s in layers), "float32")
+        cache = TieredCache(layout, Budget(device="64MiB"), min_blocks=64, unsaved_blocks=64)
+        sizes = method.sizes
+        keep = None if sizes is None else sizes.attended + 256
+        plan = KVPlan(32 if sizes is None else sizes.sink, keep, tuple(method.recalls for _ in layers), method.selector.needs_every_key)
+        self.kv = SessionKV(layout, plan, cache, NoDisk())
+        self.queries = GroupQueries()
+        self.steps: list[MemoryStep] = []
+
+    def feed(self, ids: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
+        start = self.kv.length
+        step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), self.queries, trace)
+
+        class Adapter:
+            def attend(self, layer, q, k, v, *, scaling, sinks, softcap):
+                return step.attend(LayerRule(layer.index, scaling, sinks, softcap), q[0], k[0], v[0])[None]
+
+        out = self.attachment.forward(ids[None], start, Adapter(), logits="all")
+        assert out is not None
+        return out[0]
+
+
+@pytest.fixture(scope="session")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=WINDOW,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def attachment(model: LlamaForCausalLM) -> Attachment:
+    return attach(model)
+
+
+@pytest.fixture
+def drive(attachment: Attachment) -> Callable[[Method], Driver]:
+    return lambda method: Driver(attachment, method)
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(0, 97, (1700,), generator=torch.Generator().manual_seed(1))
