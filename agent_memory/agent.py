@@ -32,6 +32,10 @@ class SessionLike(Protocol):
     ``meta["tool_call_id"]`` of a tool turn names the call it answers; the text of a reply is without reasoning and calls."""
 
     @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
     def last_turn(self) -> Turn | None:
         """The newest turn."""
 
@@ -181,21 +185,25 @@ class Agent:
             rerun: run such calls again instead.
         """
         with self._runtime.session(session, namespace=self._namespace) as opened:
-            opened.configure(system=self._system, tools=[found.schema for found in self.tools.values()])
-            last = opened.last_turn
-            yield Started(session, last.index + 1 if last else 0)
-            pending = _unanswered(opened, last)
-            if last and (pending or (prompt is None and last.role in ("user", "tool"))):
-                yield Resumed(last.index, pending, rerun)
-                yield from self._call(opened, pending) if rerun else _interrupt(opened, pending)
-            if prompt is not None:
-                yield _append(opened, "user", prompt)
-            elif last is None or last.role == "system":
-                raise EmptyMessage(f"session {session!r} has nothing to go on with; pass a prompt")
-            elif last.role == "assistant" and not pending:
-                yield Answered(last.text, opened.last_recall)
-                return
-            yield from self._steps(opened)
+            yield from self.run_in(opened, prompt, rerun=rerun)
+
+    def run_in(self, opened: SessionLike, prompt: str | None = None, *, rerun: bool = False) -> Iterator[Event]:
+        """`run` in a Session that is open, and stays open."""
+        opened.configure(system=self._system, tools=[found.schema for found in self.tools.values()])
+        last = opened.last_turn
+        yield Started(opened.name, last.index + 1 if last else 0)
+        pending = _unanswered(opened, last)
+        if last and (pending or (prompt is None and last.role in ("user", "tool"))):
+            yield Resumed(last.index, pending, rerun)
+            yield from self._call(opened, pending) if rerun else _interrupt(opened, pending)
+        if prompt is not None:
+            yield _append(opened, "user", prompt)
+        elif last is None or last.role == "system":
+            raise EmptyMessage(f"session {opened.name!r} has nothing to go on with; pass a prompt")
+        elif last.role == "assistant" and not pending:
+            yield Answered(last.text, opened.last_recall)
+            return
+        yield from self._steps(opened)
 
     async def arun(self, session: str, prompt: str | None = None, *, rerun: bool = False) -> AsyncIterator[Event]:
         """`run`, with its steps in a thread of their own; closing it early waits for the step in progress."""

@@ -20,6 +20,7 @@ from .attention.methods import Method
 from .attention.region import LayerRule
 from .attention.step import GroupQueries, MemoryStep
 from .attention.trace import Trace
+from .memory.block import BlockSource
 from .memory.session_kv import SessionKV
 from .model.attach import Attachment, LayerSpec
 from .model.decode import FinishReason, decode
@@ -129,6 +130,20 @@ class MemoryEngine:
         finally:
             self.kv.truncate(min(start, self.kv.length))
             self.final = min(self.final, self.floor(start))
+
+    def rebuild(self, blocks: range, source: BlockSource) -> dict[str, Tensor]:
+        """Tensors of whole Blocks made again from their tokens, with only earlier memory visible.
+
+        Equal to what was there but for rounding, as long as the memory before them is sound.
+        """
+        size = self.kv.layout.block_tokens
+        kv = self.kv.fork(blocks.start * size, source)
+        try:
+            again = MemoryEngine(self._attachment, self._tokenizer, self.method, kv, self._tokens, lambda final: None)
+            again.catch_up(blocks.stop * size)
+            return kv.stored(blocks.start, blocks.stop)
+        finally:
+            kv.close()
 
     def _pending(self, count: int, request: GenerationRequest) -> Tensor:
         """Committed tokens fed together with the prompt: those of the broken group, or one token where there is nothing to feed."""

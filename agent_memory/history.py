@@ -10,10 +10,12 @@ import itertools
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from agent_memory.chat import clean_text
+from agent_memory.chat.stream import split_stream
 from agent_memory.errors import AgentMemoryError, ConfigError
 from agent_memory.session import Session, to_message
 from agent_memory.types import Message, Recall, Sampling, Turn
@@ -96,7 +98,9 @@ class Histories:
         return self._runtime
 
     def stream(self, request: Request) -> Generator[str, None, Reply]:
-        """The reply piece by piece, and as the generator's value what is known of it. One request at a time: others wait.
+        """The reply's text piece by piece, and as the generator's value what is known of it.
+
+        Thoughts and calls are not part of the text. One request at a time: others wait.
 
         Raises:
             ConfigError: no message to answer.
@@ -106,7 +110,9 @@ class Histories:
             try:
                 session, known = self._take(name, request)
                 added = session.tokens - known
-                yield from session.generate(max_new_tokens=request.max_new_tokens, sampling=request.sampling, stop=request.stop)
+                pieces = session.generate(max_new_tokens=request.max_new_tokens, sampling=request.sampling, stop=request.stop)
+                with closing(pieces):
+                    yield from (text for kind, text in split_stream(pieces) if kind == "text")
                 turn, recall = session.last_turn, session.last_recall
                 if turn is None or recall is None:
                     raise AgentMemoryError(f"the reply in session {session.name!r} was cancelled")

@@ -60,9 +60,21 @@ class SegmentFiles:
             last = min(ready, (kv.saved // SEGMENT_BLOCKS + 1) * SEGMENT_BLOCKS)
             if whole and last % SEGMENT_BLOCKS:
                 return
-            first = self._short_segment(kv.saved)
-            self._timeline.put_segment(first, {name: to_bytes(rows) for name, rows in kv.stored(first, last).items()})
+            first, tensors = self._due(kv, last)
+            self.write(first, tensors)
             kv.mark_saved(last)
+
+    def write(self, first: int, tensors: dict[str, Tensor], *, repair: bool = False) -> None:
+        """Write Blocks from ``first`` on as one Segment; ``repair`` puts it in the place of the one that covers exactly these."""
+        self._timeline.put_segment(first, {name: to_bytes(rows) for name, rows in tensors.items()}, repair=repair)
+
+    def _due(self, kv: SessionKV, last: int) -> tuple[int, dict[str, Tensor]]:
+        """The next Segment up to Block ``last``; it takes in a short one before it if that can still be read."""
+        first = self._short_segment(kv.saved)
+        try:
+            return first, kv.stored(first, last)
+        except BlockDamaged:
+            return kv.saved, kv.stored(kv.saved, last)
 
     def _short_segment(self, saved: int) -> int:
         """First Block of the own Segment that ends, short, at ``saved`` and is superseded by a longer one; else ``saved``."""

@@ -145,7 +145,12 @@ class Runtime:
             max_turn_tokens=self._max_turn_tokens,
             timeout=max(self._timeout, 0.0),
             branch=self._branch,
+            damaged=lambda: self._damaged(timeline.name, timeline.namespace),
         )
+
+    def _damaged(self, name: str, namespace: str) -> set[int]:
+        """Blocks of a Session that ``verify`` finds damaged."""
+        return {found.block for found in self.store.verify(name, namespace).damage if found.block is not None}
 
     def _root(self, namespace: str, system: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
         model = json.dumps(self.model_id.to_dict(), sort_keys=True)

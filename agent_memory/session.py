@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from .attention.trace import Trace
 from .chat import ChatFormat, ParsedReply, clean_text
@@ -51,8 +52,10 @@ class Session:
         max_turn_tokens: int,
         timeout: float,
         branch: Callable[[Session, str, int | None], Session],
+        damaged: Callable[[], set[int]],
     ) -> None:
         self._timeline, self._chat, self._make_engine, self._root, self._branch = timeline, chat, make_engine, root, branch
+        self._damaged = damaged
         self._head_limit, self._max_turn_tokens, self._timeout = head_limit, max_turn_tokens, timeout
         self._lock, self._pid, self._closed = threading.RLock(), os.getpid(), False
         self._engine: MemoryEngine | None = None
@@ -165,7 +168,7 @@ class Session:
 
     def stream(
         self, text: str | None = None, *, max_new_tokens: int = 256, sampling: Sampling | None = None, stop: Sequence[str] = ()
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """:meth:`reply`, piece by piece. Leaving the loop early cancels the reply and keeps the user message."""
         if text is not None:
             self.append("user", text, prefill=False)
@@ -242,6 +245,50 @@ class Session:
                 if self._files is not None:
                     self._files.flush(engine.kv, engine.final, whole=False)
             return self._branch(self, name, at)
+
+    def repair(self, progress: Callable[[int], None] | None = None) -> tuple[int, ...]:
+        """Make damaged Blocks again from their tokens, in timeline order, and write them in place of the damaged ones.
+
+        The result is approximate where a damaged Block was made from memory that is damaged too. Blocks inherited from a parent
+        are repaired in the parent.
+
+        Args:
+            progress: told the number of Blocks done after each Segment.
+
+        Returns:
+            The Blocks that were made again.
+        """
+        with self._held():
+            damaged = self._damaged()
+            fixed: list[int] = []
+            for row in self._timeline.segments():
+                blocks = sorted(block for block in damaged if row.first_block <= block < row.stop)
+                if blocks and self._timeline.owns(row):
+                    self._rebuild(row.first_block, row.stop, blocks)
+                    fixed += blocks
+                    if progress is not None:
+                        progress(len(blocks))
+            return tuple(fixed)
+
+    def _rebuild(self, first: int, stop: int, blocks: list[int]) -> None:
+        """Write one Segment anew: sound Blocks as they are, damaged ones made again."""
+        self._forget_engine()
+        engine = self._engine_now()
+        if self._files is None:
+            raise SessionClosed(f"session {self.name!r} has no files; open it again")
+        again = engine.rebuild(range(blocks[0], stop), self._files)
+        parts = [
+            {name: rows[block - blocks[0], None] for name, rows in again.items()} if block in blocks else engine.kv.stored(block, block + 1)
+            for block in range(first, stop)
+        ]
+        self._files.write(first, {name: torch.cat([part[name] for part in parts]) for name in again}, repair=True)
+        self._forget_engine()
+
+    def _forget_engine(self) -> None:
+        """The next use reads keys and values from disk again."""
+        if self._engine is not None:
+            self._engine.kv.close()
+        self._engine = self._files = None
 
     @property
     def engine(self) -> MemoryEngine:

@@ -93,6 +93,9 @@ def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: Lay
             q = q * _rows(region.tau, groups)[:, None, :, None].to(q.dtype)
         q = q.reshape(groups, kv_heads, share * count, q.shape[-1])
         k = _rotate(region.keys, psi, rotary, rule.index)
+        if len(regions) == 1 and rule.sinks is None and rule.softcap is None:
+            alone = ops.attend_alone(q, k, region.values, _bias(region.visible, share), rule.scaling)
+            return alone.reshape(groups, heads, count, -1)
         out, lse = ops.attend(q, k, region.values, _bias(region.visible, share), rule.scaling, rule.softcap)
         outputs.append(out)
         lses.append(lse)

@@ -6,6 +6,7 @@ history with the roles of the real one, so its cost does not grow with the conve
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, takewhile
 from os.path import commonprefix
@@ -46,7 +47,9 @@ class ChatFormat:
         assistant = self._turn(Message("assistant", mark), (), None, ())[1]
         self._assistant_header, _, footer = assistant.rpartition(mark)
         self._closing = tuple(self._encoder.after(mark, footer))
-        self.end_ids = self._find_end_ids()
+        markup = set(tokenizer.convert_tokens_to_ids(list(MARKUP)))
+        self.end_ids = self._find_end_ids(markup)
+        self._silent_ids = set(tokenizer.all_special_ids) - markup | set(self.end_ids)
         self.stable = self._is_stable()
         self._prompt = self._prompt_text((), None, ())[1]
         self.thinking = self._prompt.rstrip().endswith("<think>")
@@ -93,31 +96,39 @@ class ChatFormat:
 
         Args:
             ids: generated ids, with or without the ending one.
-            text: the reply's text if it is known better than by decoding (cut at a stop string, say).
+            text: the visible text of the reply (special tokens left out) if a stop string may have cut it; what was cut is not read.
             tools: tool schemas, by which arguments are cast.
         """
-        kept = list(ids)
-        while kept and kept[-1] in self.end_ids:
-            kept.pop()
         if getattr(self._tokenizer, "response_template", None):
             try:
-                response = self._decode(ids) if text is None else text
-                return parse_fields(self._tokenizer.parse_response(response, prefix=self._prompt, tools=list(tools) or None))
+                return parse_fields(
+                    self._tokenizer.parse_response(self._written(ids, text), prefix=self._prompt, tools=list(tools) or None)
+                )
             except Exception:  # noqa: BLE001, S110 - a malformed reply must not be lost, and parsers fail in many ways
                 pass
-        return parse_text(self._decode(kept, plain=True) if text is None else text, thinking=self.thinking)
+        plain = [token for token in ids if token not in self._silent_ids]
+        return parse_text(self._written(plain, text), thinking=self.thinking)
 
     def chain(self, previous: str, message: Message) -> str:
         """Hash of the conversation that `previous` is the hash of, and then `message`; begins with `root`."""
         return hashing.link(previous, message, with_name=self._template.uses_names)
 
-    def _decode(self, ids: Sequence[int], *, plain: bool = False) -> str:
-        """Text of `ids`; `plain` leaves special tokens out, but for those that mark tool calls and reasoning."""
-        if plain:
-            markup = set(self._tokenizer.convert_tokens_to_ids(list(MARKUP)))
-            special = set(self._tokenizer.all_special_ids) - markup
-            ids = [token for token in ids if token not in special]
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    def _written(self, ids: Sequence[int], text: str | None) -> str:
+        """What `ids` say, special tokens such as `<tool_call>` with it, up to where their visible `text` was cut."""
+        visible = "" if text is None else self._decode(ids, skip_special_tokens=True)
+        if text is None or visible == text:
+            return self._decode(ids)
+        if not visible.startswith(text):
+            return text
+        sizes = range(len(ids) + 1)
+        stop = bisect_left(sizes, len(text), key=lambda size: len(self._decode(ids[:size], skip_special_tokens=True)))
+        over = len(self._decode(ids[:stop], skip_special_tokens=True)) - len(text)
+        kept = self._decode(ids[:stop])
+        return kept[: len(kept) - over]
+
+    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(list(ids), **options))
 
     def _head_text(self, system: str | None, tools: Schemas) -> tuple[str, bool]:
         """Text before the first user's words, or before its whole turn; True if it ends inside that turn."""
@@ -198,12 +209,11 @@ class ChatFormat:
         call = ToolCall(message.tool_call_id or "000000000", message.name or "tool", {})
         return [user, Message("assistant", mark, tool_calls=(call,) if message.role == "tool" else ())]
 
-    def _find_end_ids(self) -> tuple[int, ...]:
+    def _find_end_ids(self, markup: set[int]) -> tuple[int, ...]:
         found = {self._tokenizer.eos_token_id, *self._closing[:1]}
         call = Message("assistant", "", tool_calls=(ToolCall("000000000", "tool", {}),))
         if self._template.text([Message("user", "."), call]):
             controls = [token for token in self._encoder.after(*self._turn(call, (), None, ())) if token in self._encoder.control_ids]
-            markup = self._tokenizer.convert_tokens_to_ids(list(MARKUP))
             found |= {token for token in controls[-1:] if token not in markup}
         return tuple(sorted(found & (self._encoder.control_ids | {self._tokenizer.eos_token_id}) - {None}))
 

@@ -75,8 +75,10 @@ class TextEncoder:
         """Ids of `text` as the continuation of `before`, of which the last `ANCHOR_CHARS` are looked at."""
         first, *rest = text.split(CUT)
         ids = self._continue(before.replace(CUT, "")[-ANCHOR_CHARS:], first)
-        for piece in rest:
-            ids += self._continue("\n", piece)  # the true neighbour would join with it into the control token
+        if rest:  # their true neighbours would join with them into control tokens
+            newline = self._encode("\n")
+            for piece, whole in zip(rest, self._encode_all(["\n" + piece for piece in rest]), strict=True):
+                ids += whole[len(newline) :] if whole[: len(newline)] == newline else self._encode(piece)
         return ids
 
     def _continue(self, before: str, text: str) -> list[int]:
@@ -86,6 +88,10 @@ class TextEncoder:
         anchor = self._encode(before) if before else []
         whole = self._encode(before + text) if anchor else []
         return whole[len(anchor) :] if anchor and whole[: len(anchor)] == anchor else self._encode(text)
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return list(self._tokenizer(texts, **options)["input_ids"])
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))

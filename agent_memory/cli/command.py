@@ -9,10 +9,10 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,10 +21,12 @@ from agent_memory.errors import StoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from tqdm import tqdm
 
     from agent_memory.runtime import Runtime
     from agent_memory.store.store import Store
+
+PIPE_WIDTH = 160
+"""Characters of a line where the output is no terminal."""
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -50,7 +52,8 @@ MODEL_OPTIONS: dict[str, Any] = {
         int | None, typer.Option(help="Tokens attended to at once.", show_default="the model's own", rich_help_panel="Settings")
     ],
     "dtype": Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16 or auto.", show_default="the checkpoint's own", rich_help_panel="Settings")
+        str | None,
+        typer.Option(help="float32, bfloat16, float16 or auto.", show_default="the checkpoint's own", rich_help_panel="Settings"),
     ],
     "device_map": Annotated[str | None, typer.Option(help="Where the weights go, as in transformers.", rich_help_panel="Settings")],
     "revision": Annotated[str | None, typer.Option(help="Hub revision of the model.", rich_help_panel="Settings")],
@@ -60,6 +63,7 @@ MODEL_OPTIONS: dict[str, Any] = {
         typer.Option("--trust-remote-code", help="Run code that ships with the model.", show_default="no", rich_help_panel="Settings"),
     ],
 }
+RUNTIME_OPTIONS: dict[str, Any] = STORE_OPTIONS | MODEL_OPTIONS
 OUTPUT_OPTIONS: dict[str, Any] = {
     "json": Annotated[bool, typer.Option("--json", help="One JSON object on standard output.", rich_help_panel="Output")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")],
@@ -78,7 +82,7 @@ class Call:
         """Standard output, for people."""
         from rich.console import Console
 
-        return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
     def answer(self, payload: Mapping[str, Any], show: Callable[[], None]) -> None:
         """Print ``payload`` as one JSON object, or ``show`` it to a person."""
@@ -104,7 +108,7 @@ class Call:
     @contextmanager
     def open_runtime(self) -> Iterator[Runtime]:
         """The Runtime of the settings, closed afterwards."""
-        with self.busy("loading the model"):
+        with self.loading():
             from agent_memory.opening import open_runtime
 
             runtime = open_runtime(self.settings)
@@ -113,29 +117,47 @@ class Call:
         finally:
             runtime.close()
 
-    def busy(self, doing: str) -> AbstractContextManager[object]:
-        """A spinner on standard error while the block runs, if that is a terminal."""
+    def quiet_libraries(self) -> None:
+        """Keep transformers' own progress bars off the terminal; there is one for what the command does."""
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """While a model is loaded: a spinner on standard error, or silence if that is no terminal."""
         from rich.console import Console
 
-        return Console(stderr=True).status(doing) if sys.stderr.isatty() and not self.json else nullcontext()
+        self.quiet_libraries()
+        if self.json or not sys.stderr.isatty():
+            yield
+            return
+        with Console(stderr=True).status("loading the model"):
+            yield
 
-    def bar(self, doing: str, total: int | None = None) -> tqdm[NoReturn]:
-        """A progress bar on standard error, silent if that is no terminal; a context manager."""
+    @contextmanager
+    def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
+        """``show(done, total)`` of a bar on standard error, silent if that is no terminal."""
         from tqdm import tqdm
 
         silent = self.json or not sys.stderr.isatty()
-        return tqdm(desc=doing, total=total, disable=silent, file=sys.stderr, leave=False)
+        with tqdm(desc=doing, disable=silent, file=sys.stderr, leave=False) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield show
 
 
-def command(app: typer.Typer, name: str, *, model: bool = False) -> Callable[[Function], Function]:
+def command(app: typer.Typer, name: str, settings_options: Mapping[str, Any] = STORE_OPTIONS) -> Callable[[Function], Function]:
     """Register a function ``(call, **its own options)`` as the command ``name``, with the shared options added.
 
     Args:
         app: where to register it.
         name: name of the command.
-        model: whether it loads a model, and so takes the options that say which and how.
+        settings_options: the Settings that can be given as options, by name.
     """
-    settings_options = STORE_OPTIONS | (MODEL_OPTIONS if model else {})
 
     def register(function: Function) -> Function:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from agent_memory import __version__
-from agent_memory.cli import model_commands, store_commands
+from agent_memory.cli import measure_commands, model_commands, store_commands
 from agent_memory.errors import AgentMemoryError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 model_commands.register(app)
 store_commands.register(app)
+measure_commands.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -83,4 +84,4 @@ def _fail(message: str, code: int) -> int:
 def _leave_pipe() -> int:
     """The reader of standard output left (``| head``): write nothing more, not even at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return 1

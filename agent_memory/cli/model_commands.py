@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent_memory.cli import shapes
-from agent_memory.cli.command import Call, command
+from agent_memory.cli.command import RUNTIME_OPTIONS, Call, command
 from agent_memory.errors import ConfigError
 from agent_memory.types import Sampling
 
@@ -30,10 +30,10 @@ Tokens = Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)]
 
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
-    command(app, "chat", model=True)(chat)
-    command(app, "run", model=True)(run)
-    command(app, "fork", model=True)(fork)
-    command(app, "attach-check", model=True)(attach_check)
+    command(app, "chat", RUNTIME_OPTIONS)(chat)
+    command(app, "run", RUNTIME_OPTIONS)(run)
+    command(app, "fork", RUNTIME_OPTIONS)(fork)
+    command(app, "attach-check", RUNTIME_OPTIONS)(attach_check)
 
 
 def chat(
@@ -52,7 +52,9 @@ def chat(
         if system is not None:
             opened.configure(system=system)
         if out is not None:
-            held = f"{opened.tokens:,} tokens of {len(opened.turns())} turns are remembered" if opened.tokens else "nothing is remembered yet"
+            held = (
+                f"{opened.tokens:,} tokens of {len(opened.turns())} turns are remembered" if opened.tokens else "nothing is remembered yet"
+            )
             out.print(f"session {shapes.snippet(session)}: {held}. /help lists the orders.", style="dim")
         talk = Conversation(opened, out, max_new_tokens, Sampling(temperature=temperature, seed=seed))
         talk.run()
@@ -63,11 +65,10 @@ def chat(
 def run(
     call: Call,
     session: Session,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to do.", show_default="take up the run that was interrupted")
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="What to do.", show_default="take up the run that was interrupted")] = None,
     tool: Annotated[
-        list[str] | None, typer.Option(help="A function as module:name, with type hints and a docstring; repeat for more.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A function as module:name, with type hints and a docstring; repeat for more.", show_default=False),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.", show_default=False)] = None,
     max_steps: Annotated[int, typer.Option(help="Most replies of one run.", min=1)] = 16,
@@ -79,9 +80,7 @@ def run(
 
     tools = [_function(written) for written in tool or ()]
     with call.open_runtime() as runtime:
-        agent = Agent(
-            runtime, tools, system=system, namespace=call.settings.namespace, max_steps=max_steps, max_new_tokens=max_new_tokens
-        )
+        agent = Agent(runtime, tools, system=system, namespace=call.settings.namespace, max_steps=max_steps, max_new_tokens=max_new_tokens)
         events: list[Event] = []
         for event in agent.run(session, prompt, rerun=rerun):
             events.append(event)
@@ -108,7 +107,8 @@ def fork(
 
 
 def attach_check(
-    call: Call, place: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Folder or hub id.", show_default="the pocket model")] = None
+    call: Call,
+    place: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Folder or hub id.", show_default="the pocket model")] = None,
 ) -> None:
     """Say, layer by layer, whether memory can be attached to a model; exits with 1 if it cannot."""
     from agent_memory import pocket
@@ -118,7 +118,7 @@ def attach_check(
     settings = call.settings
     source = place or settings.model or str(pocket.path())
     options: dict[str, Any] = {"device_map": settings.device_map, "trust_remote_code": settings.trust_remote_code}
-    with call.busy("loading the model"):
+    with call.loading():
         model, _ = load(source, revision=settings.revision, dtype=settings.dtype, **options)
         report = inspect(model)
     layers = [asdict(layer) for layer in report.layers]
@@ -128,7 +128,9 @@ def attach_check(
         for layer in report.layers:
             made.add_row(*_layer_row(layer))
         call.out.print(made)
-        call.out.print(f"{report.model}: [green]can be attached[/]" if report.ok else f"[red]{report.model} cannot be attached[/]: {report.reason}")
+        call.out.print(
+            f"{report.model}: [green]can be attached[/]" if report.ok else f"[red]{report.model} cannot be attached[/]: {report.reason}"
+        )
 
     call.answer({"model": report.model, "ok": report.ok, "reason": report.reason, "layers": layers}, people)
     if not report.ok:

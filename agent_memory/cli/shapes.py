@@ -24,6 +24,11 @@ def size(count: int) -> str:
     return ByteSize(count).human_readable()
 
 
+def count(number: int, noun: str) -> str:
+    """``1 turn``, ``2 turns``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def age(moment: float) -> str:
     """How long ago a UNIX time was, as ``3 min ago``."""
     passed = max(0.0, time.time() - moment)
@@ -95,7 +100,8 @@ def recall_line(recall: Recall) -> str:
     tiers = ", ".join(f"{count:,} from {tier}" for tier, count in recall.tiers.items() if count)
     proven = "exact" if recall.exact else f"certified: {recall.certified}"
     damaged = f"; [red]{len(recall.damaged)} damaged Blocks left out[/]" if recall.damaged else ""
-    return f"{len(recall.turns)} turns, {recall.blocks:,} Blocks{f' ({tiers})' if tiers else ''}; {proven}{damaged}"
+    read = f" ({tiers})" if tiers else ""
+    return f"{count(len(recall.turns), 'turn')}, {count(recall.blocks, 'Block')}{read}; {proven}{damaged}"
 
 
 def damage_table(damage: Iterable[Damage]) -> Table:

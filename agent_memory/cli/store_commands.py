@@ -53,7 +53,7 @@ def sessions(call: Call, branches: Annotated[bool, typer.Option("--all", help="B
     def people() -> None:
         if found:
             call.out.print(shapes.session_table(found))
-        call.out.print(f"{len(found)} Sessions, {shapes.size(total)} on disk in {call.settings.store}")
+        call.out.print(f"{shapes.count(len(found), 'Session')}, {shapes.size(total)} on disk in {call.settings.store}")
 
     call.answer({"store": call.settings.store, "sessions": [asdict(info) for info in found], "bytes": total}, people)
 
@@ -85,7 +85,8 @@ def recall(call: Call, session: Session, last: Last = 1) -> None:
         for record in records:
             found = shapes.read_recall(record["recall"])
             call.out.print(f"[bold]reply {record['turn']}[/]: {shapes.recall_line(found)}")
-            call.out.print(shapes.recall_table(found, most=32))
+            if found.turns:
+                call.out.print(shapes.recall_table(found, most=32))
         if not records:
             call.out.print("no reply yet")
 
@@ -113,17 +114,17 @@ def import_(
 
 
 def verify(
-    call: Call, session: Annotated[str | None, typer.Argument(help="One Session only.", show_default="all of the namespace")] = None
+    call: Call, session: Annotated[str | None, typer.Argument(help="One Session only.", show_default="the whole Store")] = None
 ) -> None:
     """Check every byte of the memory against its checksum; exits with 1 if anything is damaged."""
-    with call.open_store() as store, call.bar("checking") as bar:
-        report = store.verify(session, call.settings.namespace, bar.update_to)
+    with call.open_store() as store, call.progress("checking") as progress:
+        report = store.verify(session, call.settings.namespace if session else None, progress)
 
     def people() -> None:
         if report.damage:
             call.out.print(shapes.damage_table(report.damage))
         verdict = "[green]all is well[/]" if report.ok else f"[red]{len(report.damage)} damaged[/]"
-        call.out.print(f"{report.sessions} Sessions, {report.blocks:,} Blocks: {verdict}")
+        call.out.print(f"{shapes.count(report.sessions, 'Session')}, {shapes.count(report.blocks, 'Block')}: {verdict}")
 
     call.answer(report.to_dict(), people)
     if not report.ok:
@@ -150,13 +151,13 @@ def prune(
     with call.open_store() as store:
         old = [info for info in store.sessions(call.settings.namespace, branches=True) if info.updated < before]
         if old and not dry_run:
-            _confirm(f"Delete {len(old)} Sessions: {', '.join(info.name for info in old)}?", yes)
+            _confirm(f"Delete {shapes.count(len(old), 'Session')}: {', '.join(info.name for info in old)}?", yes)
             for info in old:
                 store.delete(info.name, call.settings.namespace)
     verb = "would delete" if dry_run else "deleted"
     payload = {"pruned": [info.name for info in old], "bytes": sum(info.bytes for info in old), "dry_run": dry_run}
     names = "".join(f"\n  {info.name}" for info in old)
-    call.answer(payload, lambda: call.out.print(f"{verb} {len(old)} Sessions{names}", markup=False))
+    call.answer(payload, lambda: call.out.print(f"{verb} {shapes.count(len(old), 'Session')}{names}", markup=False))
 
 
 def _info(store: Store, namespace: str, name: str) -> SessionInfo:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import BlockDamaged
 from ..types import KVLayout
 from .block import BlockSource
 from .cache import TieredCache
@@ -235,11 +236,17 @@ class SessionKV:
         self.uids = self.uids[:0]
 
     def stored(self, first: int, last: int) -> dict[str, Tensor]:
-        """Tensors of Blocks ``[first, last)`` as a Segment holds them: ``layers.N.kv`` and the summaries, leading dimension Blocks."""
+        """Tensors of Blocks ``[first, last)`` as a Segment holds them: ``layers.N.kv`` and the summaries, leading dimension Blocks.
+
+        Raises:
+            BlockDamaged: one of them cannot be read any more; damage is never written again as if it were sound.
+        """
         numbers = np.arange(first, last)
         tensors: dict[str, Tensor] = {}
         for layer, part in enumerate(self.layers):
             with self.cache.reading(layer, self.uids[numbers], numbers, self.source) as reading:
+                if bool((reading.slots < 0).any()):
+                    raise BlockDamaged(f"a block of [{first}, {last}) is damaged; repair the session")
                 tensors[f"layers.{layer}.kv"] = reading.pool[reading.slots]
             if part.summary is not None:
                 tensors.update({f"layers.{layer}.{name}": rows for name, rows in part.summary.state(first, last).items()})

@@ -139,8 +139,8 @@ class SlotTable:
         """Raises AssertionError if slots, entries, pins and free slots disagree."""
         held = np.flatnonzero(self._uid != _NOBODY)
         free = self.free_slots()
-        abandoned = np.flatnonzero((self._uid == _NOBODY) & (self._pins > 0))
-        if sorted([*held, *free, *abandoned]) != list(range(self.slots)):
+        abandoned = (self._uid == _NOBODY) & (self._pins > 0)
+        if (np.bincount(np.concatenate([held, free]), minlength=self.slots) + abandoned != 1).any():
             raise AssertionError("a slot is lost, or in two states at once")
         if (self._table[self._layer[held], self._uid[held]] != held).any() or np.count_nonzero(self._table != _NOBODY) != len(held):
             raise AssertionError("entries and slots do not point at each other")

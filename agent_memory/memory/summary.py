@@ -119,10 +119,10 @@ class LayerSummary:
         if isinstance(blocks, Tensor):
             padding = blocks < 0
             blocks = blocks.clamp(min=0)
-        keys = _as_float(self._of_heads(self.q8, blocks)).flatten(-3, -2)
         scale = self._of_heads(self.scale, blocks)
-        flat = q @ keys.transpose(-1, -2)
-        scores = flat.view(*flat.shape[:-1], *scale.shape[-2:]) * scale[..., None, :, :]
+        keys = _as_float(self._of_heads(self.q8, blocks)).mul_(scale[..., None])
+        flat = q @ keys.flatten(-3, -2).transpose(-1, -2)
+        scores = flat.view(*flat.shape[:-1], *scale.shape[-2:])
         if padding is not None and bool(padding.any()):
             spread = padding[..., None, :, None] if padding.dim() > 1 else padding[:, None]
             scores = scores.masked_fill(spread, -math.inf)
@@ -189,8 +189,8 @@ class LayerSummary:
         return rows.gather(blocks, torch.arange(self.kv_heads, device=blocks.device)[:, None])
 
     def _radius(self, residual: Tensor, scale: Tensor) -> Tensor:
-        # Each fp32 dot product of d terms is off by at most (d + 2) roundings of |q||k|, whatever its order. There are two (true
-        # and sketched), |scale * q8| is at most 127 * sqrt(d) * scale, and |k| at most that plus the residual.
+        # Each fp32 dot product of d terms is off by at most (d + 2) roundings of |q||k|, whatever its order; the sketched keys have
+        # one more each. |scale * q8| is at most 127 * sqrt(d) * scale, and |k| at most that plus the residual.
         rounding = (self.head_dim + 8) * _EPSILON
         return residual * (1 + rounding) + scale * (2 * rounding * 128 * math.sqrt(self.head_dim))
 

@@ -39,13 +39,11 @@ def load(
         UnsupportedModel: something is there that transformers cannot load.
         ConfigError: a dtype or device_map that cannot be used.
     """
-    place = _place(source)
+    place, kind = _place(source), _dtype(dtype)
     shared = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=_dtype(dtype), device_map=device_map, use_safetensors=True, **shared, **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=kind, device_map=device_map, use_safetensors=True, **shared, **options)
     except ImportError as error:
         raise ConfigError(f"{place!r} needs a package that is not installed: {_line(error)}") from error
     except OSError as error:

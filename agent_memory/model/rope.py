@@ -66,7 +66,7 @@ class Rope:
         if self.steady:
             return {}
         plain = {name: value for name, value in vars(self.module).items() if not name.startswith("_")}
-        return {**plain, **{name: buffer.clone() for name, buffer in self.module.named_buffers(recurse=False)}}
+        return {**plain, **{name: buffer.clone() for name, buffer in self.module.named_buffers(recurse=False, remove_duplicate=False)}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put the module back to what ``save`` saw."""

@@ -23,7 +23,7 @@ ALLOCATOR = {
 def keep_memory() -> None:
     """Start this process again with an allocator that keeps what it has; glibc reads that only at the start."""
     if os.environ.get("MALLOC_TOP_PAD_") is None and sys.platform == "linux":
-        os.execve(sys.executable, [*sys.orig_argv[:1], *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+        os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)  # noqa: S606
 
 
 def attend(

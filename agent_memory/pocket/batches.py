@@ -12,6 +12,7 @@ import torch
 from agent_memory.pocket import dialogues
 
 IGNORE = -100
+BLOCK = 32
 
 
 @dataclass
@@ -73,6 +74,41 @@ class Renderer:
             if kind and len(out.ids) <= length:
                 out.spans.append((start + 1, len(out.ids), kind))
         out.ids, out.labels = out.ids[:length], out.labels[:length]
+        return out
+
+    def _marks(self, script: dialogues.Script) -> tuple[int, int, set[int]]:
+        """Where the head ends, where what was told ends, and the blocks that hold lines asked about."""
+        parts = self.text(script)
+        heads = len(parts) - sum(message["role"] != "system" for message in script.messages)
+        told = heads + sum(message["role"] != "system" for message in script.messages[: script.told])
+        at, head, needed = 0, 0, set()
+        for index, (text, _) in enumerate(parts[:told]):
+            encoded = self.inner.encode(text, add_special_tokens=False)
+            for line in script.needed:
+                start = text.find(line)
+                if start >= 0:
+                    tokens = [encoded.char_to_token(char) for char in (start, start + len(line) - 1)]
+                    first, last = (at + token for token in tokens if token is not None)
+                    needed |= set(range(first // BLOCK, last // BLOCK + 1))
+            at += len(encoded.ids)
+            head = at if index < heads else head
+        return head, at, needed
+
+    def gapped(self, script: dialogues.Script, length: int, rng: random.Random) -> Sequence:
+        """As `sequence`, with whole blocks of what was told left out at random, as in recall: the order stays, and so
+        does every line that is asked about."""
+        whole = self.sequence(script, 1 << 30)
+        head, told, needed = self._marks(script)
+        free = [block for block in range(-(-head // BLOCK), told // BLOCK) if block not in needed]
+        surplus = max(0, len(whole.ids) - length + BLOCK - 1) // BLOCK
+        count = min(len(free), max(surplus, round(len(free) * rng.random() * 0.7)))
+        gone = set(rng.sample(free, count))
+        keep = [at for at in range(len(whole.ids)) if at // BLOCK not in gone]
+        where = {at: new for new, at in enumerate(keep)}
+        out = Sequence([whole.ids[at] for at in keep][:length], [whole.labels[at] for at in keep][:length])
+        for start, stop, kind in whole.spans:
+            if start in where and stop - 1 in where and where[stop - 1] < length:
+                out.spans.append((where[start], where[stop - 1] + 1, kind))
         return out
 
 

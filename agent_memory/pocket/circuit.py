@@ -14,6 +14,8 @@ INNER, WINDOW, THETA = 320, 512, 1e5
 OWN, PAST, DIGEST = 64, 24, 32  # residual: own token, 8 x previous token, 2 digests (as key, as query)
 FAST, SLOW = 8, 17  # rotary pairs below FAST turn quickly enough to tell offsets; from SLOW on they carry content
 
+QUIET = 12  # pairs that training lets fade in the layer that finds facts
+
 
 def config() -> Any:
     """The stock configuration: Llama with attention biases.
@@ -43,7 +45,7 @@ def _digest(which: int) -> slice:
 def _orthonormal(rows: int, columns: int, seed: torch.Generator) -> torch.Tensor:
     """Random with orthonormal rows, or columns where there are fewer of them."""
     matrix = torch.randn(max(rows, columns), min(rows, columns), generator=seed)
-    square = torch.linalg.qr(matrix).Q
+    square: torch.Tensor = torch.linalg.qr(matrix).Q
     return square if rows >= columns else square.T
 
 

@@ -30,17 +30,21 @@ class Shape:
     updates: float = 0.0
     unknown: float = 0.0
     odd_fields: float = 0.08
+    echoes: float = 0.12
+    varied: float = 0.2
     real: tuple[data.Record, ...] = ()
     layouts: tuple[str, ...] = data.LAYOUTS
 
 
 @dataclass
 class Script:
-    """A dialogue with what a scorer needs: the tools, and the kind and layout of every scored turn."""
+    """A dialogue with what a scorer needs: tools, the kind and layout of every scored turn, the lines asked about."""
 
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     kinds: dict[int, str] = field(default_factory=dict)
+    needed: list[str] = field(default_factory=list)
+    told: int = 0  # how many messages come before the first question
 
 
 def tool_schema(name: str, argument: str, purpose: str) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def _records(rng: random.Random, shape: Shape) -> list[tuple[data.Record, str]]:
             record = data.make_record(rng, like=like, n_fields=min(rng.choice((1, 1, 2, 2, 3)), shape.facts - total))
         if any(record.name == other.name for other, _ in found):
             continue
-        fields = {_odd(rng, key, shape): text for key, text in record.fields.items()}
+        fields = {_odd(rng, key, shape): _tangled(rng, record.name, key, text, found, shape) for key, text in record.fields.items()}
         found.append((data.Record(record.name, fields), "near" if near else "plain"))
         total += len(fields)
     return found
@@ -107,6 +111,18 @@ def _records(rng: random.Random, shape: Shape) -> list[tuple[data.Record, str]]:
 def _odd(rng: random.Random, name: str, shape: Shape) -> str:
     """Now and then a field outside the closed list, so that reading does not depend on the list."""
     return values.word(rng) if not shape.real and rng.random() < shape.odd_fields else name
+
+
+def _tangled(rng: random.Random, name: str, key: str, text: str, found: list[tuple[data.Record, str]], shape: Shape) -> str:
+    """Now and then a value made of the name's pieces, or one that another record has or nearly has."""
+    if shape.real:
+        return text
+    if key not in {"files", "size", "port", "updated", "checksum"} and rng.random() < shape.echoes:
+        return values.echo(rng, name)
+    others = [other.fields[key] for other, _ in found if key in other.fields] or [
+        value for other, _ in found for value in other.fields.values()
+    ]
+    return values.vary(rng, rng.choice(others)) if others and rng.random() < shape.varied else text
 
 
 def _facts(rng: random.Random, shape: Shape) -> list[_Fact]:
@@ -190,9 +206,11 @@ def script(rng: random.Random, shape: Shape) -> Script:
         out.messages.append({"role": "system", "content": f"{values.phrase(rng).capitalize()}."})
     facts = _facts(rng, shape)
     out.messages += _tell(rng, facts, shape, out.tools)
+    out.told = len(out.messages)
     asked = _latest(facts)
     rng.shuffle(asked)
     asked = [_stranger(rng, facts) if rng.random() < shape.unknown else fact for fact in asked[: shape.questions]]
+    out.needed = [data.render_fact(fact.name, fact.field, fact.value, fact.layout) for fact in asked if fact.layout]
     while asked:
         if out.tools and rng.random() < shape.calls:
             turns, kind = _call(rng, asked, out.tools, shape), "call"

@@ -45,6 +45,10 @@ def _short(value: str) -> str:
     return value if good else ""
 
 
+def _first(meta: importlib.metadata.PackageMetadata, key: str) -> str:
+    return str((meta.get_all(key) or [""])[0] or "")
+
+
 def distributions() -> list[dict[str, str]]:
     """The record of every installed Python distribution."""
     found = {}
@@ -53,23 +57,22 @@ def distributions() -> list[dict[str, str]]:
         fields = {
             "name": item.name,
             "version": item.version,
-            "author": meta.get("Author") or "",
-            "license": meta.get("License-Expression") or meta.get("License") or "",
+            "author": _first(meta, "Author"),
+            "license": _first(meta, "License-Expression") or _first(meta, "License"),
             "requires": str(len(item.requires or [])),
             "files": str(len(item.files or [])),
-            "homepage": meta.get("Home-page") or "",
+            "homepage": _first(meta, "Home-page"),
         }
-        found[normalise(item.name)] = {key: short for key, value in fields.items() if (short := _short(value))} | {
-            "name": item.name
-        }
+        found[normalise(item.name)] = {key: short for key, value in fields.items() if (short := _short(value))} | {"name": item.name}
     return [found[name] for name in sorted(found)]
 
 
 def debian() -> list[dict[str, str]]:
     """The record of every installed Debian package; empty where there is no dpkg."""
     form = "\\t".join(f"${{{field}}}" for field in DPKG) + "\\n"
+    command = ["dpkg-query", "-W", "-f", form]
     try:
-        text = subprocess.run(["dpkg-query", "-W", "-f", form], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return []
     records = []

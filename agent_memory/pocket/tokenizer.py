@@ -4,6 +4,8 @@ Knows how text is cut so that names and values become the same tokens wherever t
 template. It knows no model. `python -m agent_memory.pocket.tokenizer` writes it into the weights folder.
 """
 
+# ruff: noqa: S311  (generated text, not secrets)
+
 import argparse
 import random
 from collections.abc import Iterator
@@ -45,14 +47,17 @@ TEMPLATE = """\
 {%- if tools or head %}{{- '<|system|>' + head }}
 {%- if tools %}{{- '\\n' if head }}{{- 'Tools:' }}
 {%- for tool in tools %}{%- set f = tool.function if tool.function is defined else tool %}
-{{- '\\n' + f.name + '(' + (f.parameters.properties | list | join(', ') if f.parameters is defined and f.parameters.properties is defined else '') + '): ' + (f.description or '').split('\\n')[0] }}
+{{- '\\n' + f.name + '(' }}
+{%- if f.parameters is defined and f.parameters.properties is defined %}{{- f.parameters.properties | list | join(', ') }}{%- endif %}
+{{- '): ' + (f.description or '').split('\\n')[0] }}
 {%- endfor %}{%- endif %}{{- '<|end|>' }}{%- endif %}
 {%- for m in messages %}
 {%- if m.role == 'system' %}{%- if not loop.first %}{{- '<|system|>' + m.content + '<|end|>' }}{%- endif %}
 {%- elif m.role == 'tool' %}{{- '<|tool|>' + (m.name + '\\n' if m.name is defined and m.name else '') + m.content + '<|end|>' }}
 {%- elif m.role == 'assistant' %}{{- '<|assistant|>' + (m.content or '') }}
 {%- for call in m.tool_calls or [] %}{%- set f = call.function if call.function is defined else call %}
-{{- '<tool_call>{"name": "' + f.name + '", "arguments": ' + (f.arguments if f.arguments is string else f.arguments | tojson) + '}</tool_call>' }}
+{%- set a = f.arguments if f.arguments is string else f.arguments | tojson %}
+{{- '<tool_call>{"name": "' + f.name + '", "arguments": ' + a + '}</tool_call>' }}
 {%- endfor %}{{- '<|end|>' }}
 {%- else %}{{- '<|user|>' + m.content + '<|end|>' }}{%- endif %}
 {%- endfor %}

@@ -3,15 +3,18 @@
 Knows the stages, the optimisers, checkpoints, and when to export. `python -m agent_memory.pocket.train`.
 """
 
+# ruff: noqa: S311  (generated text, not secrets)
+
 import argparse
+import dataclasses
 import json
 import math
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,14 +25,13 @@ from agent_memory.pocket import tokenizer as tokenizers
 
 LENGTHS = (128, 256, 512)
 PROMOTE = 0.9
-TOKENS = 8192  # per step
 
 
 def shape_for(length: int, rng: random.Random, late: float) -> dialogues.Shape:
     """A dialogue that about fills the length; `late` is the share of updates and unknown names."""
     facts = {64: 1, 128: 2, 256: 5, 512: 10}[length]
-    facts = max(1, round(facts * rng.uniform(0.6, 1.4)))
-    asks = {64: 1, 128: 2, 256: 4, 512: 8}[length]
+    facts = max(1, round(facts * rng.uniform(0.4, 1.2)))
+    asks = {64: 1, 128: 2, 256: 5, 512: 12}[length]
     noise = rng.choice((0.0, 0.0, 0.1, 0.3))
     return dialogues.Shape(
         facts=facts, questions=asks, noise=noise, similar=0.35, calls=rng.choice((0.0, 0.25)), updates=late, unknown=late / 2
@@ -60,20 +62,28 @@ class Trainer:
         self.rates = [args.muon, args.adam]
 
     def rate(self) -> float:
-        """Warm-up, plateau, and a linear decay over the last third of the budget."""
+        """Warm-up, plateau, and a linear decay over the last part of the budget."""
         done = self.spent / (60 * self.args.budget_minutes)
-        return min(1.0, (self.step + 1) / 50, max(0.02, (1 - done) / 0.35))
+        rate: float = min(1.0, (self.step + 1) / 50, max(0.02, (1 - done) / self.args.decay))
+        return rate
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mostly dialogues of the stage's length, some shorter, and always some pure copying."""
         length = LENGTHS[self.stage]
         if self.rng.random() < 0.25:
             length = self.rng.choice(LENGTHS[: self.stage + 1])
-        count = TOKENS // length
+        count = self.args.tokens // length
         if self.rng.random() < 0.06:
             return batches.copies(self.rng, count, length, len(tokenizers.SPECIAL), circuit.VOCABULARY)
-        made = [dialogues.script(self.rng, shape_for(length, self.rng, self.late)) for _ in range(count)]
-        return batches.collate([self.renderer.sequence(item, length) for item in made], self.pad)
+        return batches.collate([self.sequence(length) for _ in range(count)], self.pad)
+
+    def sequence(self, length: int) -> batches.Sequence:
+        """One dialogue; some are longer than the window and have blocks left out."""
+        shape = shape_for(length, self.rng, self.late)
+        if self.rng.random() >= self.args.gaps:
+            return self.renderer.sequence(dialogues.script(self.rng, shape), length)
+        more = dataclasses.replace(shape, facts=round(shape.facts * self.rng.uniform(1, 2)) + 1, noise=0.4)
+        return self.renderer.gapped(dialogues.script(self.rng, more), length, self.rng)
 
     def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at the positions that count; logits are made nowhere else."""
@@ -95,22 +105,34 @@ class Trainer:
                 group["lr"] = rate * self.rate()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        self.quiet()
         self.step += 1
         return float(loss.detach()), ids.numel()
 
-    def score(self, count: int = 40) -> dict[str, float]:
+    @torch.no_grad()
+    def quiet(self) -> None:
+        """Let what layer 3 holds in fast rotary pairs fade: far away only content in slow pairs is a guide."""
+        attention = self.model.model.layers[2].self_attn
+        pairs = torch.arange(circuit.QUIET)
+        rows = torch.cat([pairs, pairs + circuit.HEAD // 2])
+        for matrix in (attention.q_proj, attention.k_proj):
+            heads = matrix.weight.view(-1, circuit.HEAD, circuit.HIDDEN)
+            heads[:, rows] *= 1 - self.args.fade
+
+    def score(self, count: int = 32) -> dict[str, float]:
         """Exact answers on fixed dialogues: at the stage's length, at the full window, on real records."""
         self.model.eval()
         length = LENGTHS[self.stage]
         rng = random.Random(1)
-        out = {}
+        out: dict[str, float] = {}
         for name, size, real in (("stage", length, False), ("generated", 512, False), ("real", 512, True)):
             if name == "generated" and length == 512:
                 out[name] = out["stage"]
                 continue
             shape = dialogues.Shape(**(vars(shape_for(size, rng, self.late)) | {"facts": {128: 2, 256: 5, 512: 10}[size], "noise": 0.1}))
             many = count * (512 // size)
-            counts, _ = exact.tally(self.model, exact.sequences(self.renderer, shape, many, size, 7, real), self.pad)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
+                counts, _ = exact.tally(self.model, exact.sequences(self.renderer, shape, many, size, 7, real), self.pad)
             out[name] = exact.share(exact.merge(counts))
             if name == "generated" or (name == "stage" and length == 512):
                 out |= {kind: exact.share(pair) for kind, pair in counts.items()}
@@ -177,7 +199,9 @@ def run(args: argparse.Namespace) -> None:
     budget = 60 * args.budget_minutes
     bar = tqdm(total=round(budget), initial=round(trainer.spent), unit="s", mininterval=10)
     mark, tokens, total, steps, read = time.monotonic(), 0, 0.0, 0, time.monotonic()
-    while trainer.spent < budget:
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    while trainer.spent < budget and not stop:
         loss, count = trainer.update()
         if not math.isfinite(loss):
             raise RuntimeError(f"the loss is {loss} at step {trainer.step}")
@@ -194,6 +218,7 @@ def run(args: argparse.Namespace) -> None:
                 f"loss {total / steps:.4f} {speed:.0f} tok/s {shown}"
             )
             tokens, total, steps, read = 0, 0.0, 0, time.monotonic()
+    trainer.save()
 
 
 def main() -> None:
@@ -207,7 +232,11 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=60.0, help="seconds between scores and checkpoints")
     parser.add_argument("--muon", type=float, default=0.005)
     parser.add_argument("--adam", type=float, default=0.001)
+    parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--late", type=float, help="share of updated facts; half as many unknown names")
+    parser.add_argument("--gaps", type=float, default=0.25, help="share of dialogues with blocks left out")
+    parser.add_argument("--fade", type=float, default=0.004, help="per step, of what layer 3 holds in fast rotary pairs")
+    parser.add_argument("--decay", type=float, default=0.6, help="the part of the budget over which the rate falls")
     parser.add_argument("--stage", type=int, choices=range(len(LENGTHS)))
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--export", action=argparse.BooleanOptionalAction, default=True, help="write the package's weights")

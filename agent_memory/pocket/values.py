@@ -5,6 +5,7 @@ Values hold no line break, no double quote, and at most about a dozen tokens.
 """
 
 import random
+import re
 import string
 from collections.abc import Callable
 from functools import lru_cache
@@ -190,6 +191,32 @@ def value(rng: random.Random, field: str) -> str:
     """A value of the field; a field outside the list gets a value of any kind."""
     make = MAKERS.get(field) if rng.random() < 0.9 else None
     return (make or rng.choice(tuple(MAKERS.values())))(rng)
+
+
+def echo(rng: random.Random, name: str) -> str:
+    """A value made of a name's own pieces, as sources, sections, teams, and paths of real records are."""
+    pieces = [piece for piece in re.split(r"[-_.]", name) if piece]
+    piece = rng.choice(pieces)
+    part = name[: name.rfind(pieces[-1])].rstrip("-_.") if len(pieces) > 1 else name
+    title = rng.choice((piece.capitalize(), piece.upper(), piece))
+    forms = (
+        part, piece, name.removeprefix("lib"), f"{part or name} ({version(rng)})", f"/usr/lib/{name}", f"{name}.{letters(rng)}",
+        f"https://{piece}.{rng.choice(words.TOP_LEVEL)}", f"Debian {title} {rng.choice(words.TITLES)}", f"The {title} Team",
+        f"{title} {rng.choice(words.TITLES)}", f"{word(rng)} {piece}", f"{piece}/{word(rng)}", name,
+    )  # fmt: skip
+    return rng.choice(forms) or piece
+
+
+def vary(rng: random.Random, text: str) -> str:
+    """The same value again, or one that differs from it in a single piece."""
+    pieces = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]+", text)
+    at = [index for index, piece in enumerate(pieces) if piece.isalnum()]
+    if not at or rng.random() < 0.35:
+        return text
+    chosen = rng.choice(at)
+    fresh = small(rng) if pieces[chosen].isdigit() else word(rng)
+    pieces[chosen] = fresh.capitalize() if pieces[chosen][0].isupper() else fresh
+    return "".join(pieces)
 
 
 def package(rng: random.Random) -> str:

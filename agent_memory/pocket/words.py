@@ -87,9 +87,7 @@ ONSETS: Final[tuple[str, ...]] = tuple(
     "b c d f g h j k l m n p q r s t v w x y z br ch cl cr dr fl fr gl gr kr pl pr sc sh sl sn sp st str th tr tw wh".split()
 )
 NUCLEI: Final[tuple[str, ...]] = tuple("a e i o u a e i o u ai au ea ee ia ie io oa oo ou y".split())
-CODAS: Final[tuple[str, ...]] = tuple(
-    "b c ck d f g k l ll m n n ng nt p r r rd rk rn s s ss st t t x z nd ft lt mp".split()
-)
+CODAS: Final[tuple[str, ...]] = tuple("b c ck d f g k l ll m n n ng nt p r r rd rk rn s s ss st t t x z nd ft lt mp".split())
 
 FIRST: Final[tuple[str, ...]] = tuple(
     """

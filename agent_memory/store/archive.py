@@ -6,11 +6,13 @@ Format 1: ``turns.jsonl``, ``tokens.i32``, ``segments/*.safetensors``, ``tail.sa
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from agent_memory.errors import FormatTooNew, SessionExists, StoreCorrupt
 from agent_memory.store import index, segment_index
-from agent_memory.store.files import Buffer, Files, make_folder_durably, write_atomically
+from agent_memory.store.files import Buffer, Files, make_folder_durably, write_all, write_atomically
 from agent_memory.store.index import NewTurn
 from agent_memory.store.segment_index import TailRow
 from agent_memory.store.segments import Contents, SegmentRow, TensorBytes, encode
@@ -67,16 +69,17 @@ def write(timeline: Timeline, path: Path, files: Files) -> None:
     """Write the archive of a Session to ``path``, replacing what is there only when it is whole and on the device."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
-            _write_entries(timeline, archive)
-        fd, _ = files.open_for_reading(temporary)
+        fd = files.create(temporary)
         try:
+            with zipfile.ZipFile(_Sink(files, fd), "w", zipfile.ZIP_STORED) as archive:
+                _write_entries(timeline, archive)
             files.fsync(fd)
         finally:
             files.close(fd)
         files.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            files.unlink(temporary)
         raise
     files.fsync_folder(path.parent)
 
@@ -107,7 +110,7 @@ def read(ground: Ground, archive: Archive, values: dict[str, Any]) -> None:
             try:
                 session = index.insert_session(connection, values)
             except IntegrityError:
-                raise SessionExists(f"there is a session {values['name']!r} in namespace {values['namespace']!r}; give another name") from None
+                raise SessionExists(f"there is a session {values['name']!r} in {values['namespace']!r}; give another name") from None
             for turn in _turns(source):
                 index.insert_turn(connection, session.id, turn)
             for first_block, blocks, file, contents in segments:
@@ -116,12 +119,26 @@ def read(ground: Ground, archive: Archive, values: dict[str, Any]) -> None:
                 segment_index.put_tail_row(connection, session.id, tail)
 
 
+class _Sink(io.RawIOBase):
+    """What zipfile writes to, so that its writes go through ``Files`` as all others do."""
+
+    def __init__(self, files: Files, fd: int) -> None:
+        self._files, self._fd = files, fd
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:  # type: ignore[override]
+        write_all(self._files, self._fd, memoryview(data).cast("B"))
+        return memoryview(data).nbytes
+
+
 def _write_entries(timeline: Timeline, archive: zipfile.ZipFile) -> None:
     listed: dict[str, dict[str, Any]] = {}
     turns, tokens = timeline.turn_count, timeline.token_count
     recalls = {found["turn"]: found["recall"] for found in timeline.recalls()}
     _write_entry(archive, _TURNS, _turn_lines(timeline, turns, recalls), listed)
-    _write_entry(archive, _TOKENS, (timeline.tokens(i, min(i + _READ_AHEAD, tokens)).astype("<i4").tobytes() for i in range(0, tokens, _READ_AHEAD)), listed)
+    _write_entry(archive, _TOKENS, _token_pieces(timeline, tokens), listed)
     segments = []
     for segment in timeline.segments():
         tensors = {name: _segment_tensor(timeline, segment, name) for name in segment.tensors}
@@ -161,6 +178,11 @@ def _turn_lines(timeline: Timeline, count: int, recalls: dict[int, Any]) -> Iter
             yield json.dumps({field: fields[field] for field in _TURN_FIELDS}).encode("ascii") + b"\n"
 
 
+def _token_pieces(timeline: Timeline, count: int) -> Iterator[bytes]:
+    for start in range(0, count, _READ_AHEAD):
+        yield timeline.tokens(start, min(start + _READ_AHEAD, count)).astype("<i4").tobytes()
+
+
 def _segment_tensor(timeline: Timeline, segment: SegmentRow, name: str) -> TensorBytes:
     place = segment.places[name]
     data = b"".join(timeline.read_block(name, block) for block in range(segment.first_block, segment.stop))
@@ -190,7 +212,7 @@ def _checked_manifest(archive: zipfile.ZipFile, archive_bytes: int) -> dict[str,
         raise StoreCorrupt("the archive's entries do not fit its size; export it again")
     manifest = json.loads(archive.read(_MANIFEST))
     if manifest["format"] > FORMAT:
-        raise FormatTooNew(f"the archive has format {manifest['format']}, this version of agent_memory knows {FORMAT}; upgrade agent_memory")
+        raise FormatTooNew(f"the archive has format {manifest['format']}, this version knows {FORMAT}; upgrade agent_memory")
     if set(entries) != {*manifest["files"], _MANIFEST}:
         raise StoreCorrupt("the archive's entries are not those of its manifest; export it again")
     for name, wanted in manifest["files"].items():
@@ -256,7 +278,8 @@ def _tensors(archive: zipfile.ZipFile, entry: dict[str, Any]) -> dict[str, Tenso
     data = memoryview(archive.read(entry["file"]))
     ordered = sorted(entry["tensors"].items(), key=lambda item: int(item[1][2]))
     stops = [int(item[1][2]) for item in ordered[1:]] + [data.nbytes]
-    return {name: TensorBytes(dtype, tuple(shape), data[offset:stop]) for (name, (dtype, shape, offset)), stop in zip(ordered, stops, strict=True)}
+    pairs = zip(ordered, stops, strict=True)
+    return {name: TensorBytes(dtype, tuple(shape), data[offset:stop]) for (name, (dtype, shape, offset)), stop in pairs}
 
 
 def _copy_segment(ground: Ground, source: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> tuple[int, int, str, Contents]:

@@ -19,6 +19,7 @@ from agent_memory.store.files import Files
 from agent_memory.store.tables import FORMAT
 
 _BUSY_MILLISECONDS = 30_000
+_SMALLEST_BYTES = 512  # SQLite takes a shorter file for an empty one
 _WAL_SAFE_FROM = (3, 51, 3)  # older versions can corrupt a WAL database written by several connections
 
 
@@ -30,6 +31,8 @@ class Database:
 
     def __init__(self, path: Path, files: Files, health: Health) -> None:
         self._health = health
+        if path.is_file() and 0 < path.stat().st_size < _SMALLEST_BYTES:
+            raise StoreCorrupt(f"the index {path} is cut off after {path.stat().st_size} bytes; restore it from an export")
         self._engine = _engine(path, files)
         try:
             with health.reading("the index"):

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from agent_memory.errors import StoreCorrupt, StoreError, StoreFull, StoreStopped
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FAILURES = (DBAPIError, sqlite3.Error, OSError, UnicodeDecodeError)  # the last: a damaged name in SQLite's own error message
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
 _SQLITE_BUSY, _SQLITE_LOCKED, _SQLITE_READONLY, _SQLITE_CORRUPT, _SQLITE_FULL, _SQLITE_CANTOPEN, _SQLITE_NOTADB = 5, 6, 8, 11, 13, 14, 26
 _NOT_FATAL = {
@@ -43,7 +44,7 @@ class Health:
         self.check()
         try:
             yield
-        except (DBAPIError, sqlite3.Error, OSError) as error:
+        except _FAILURES as error:
             raise self._write_error(what, error) from error
 
     @contextmanager
@@ -51,7 +52,7 @@ class Health:
         """Turn failures inside into StoreCorrupt or StoreError."""
         try:
             yield
-        except (DBAPIError, sqlite3.Error, OSError) as error:
+        except _FAILURES as error:
             raise self._read_error(what, error) from error
 
     def _write_error(self, what: str, error: Exception) -> StoreError:
@@ -70,7 +71,7 @@ class Health:
         return known or StoreCorrupt(f"{what} in {self._place} cannot be read ({cause}); run verify, or restore it from an export")
 
     def _known_error(self, what: str, error: Exception, code: int | None, cause: str) -> StoreError | None:
-        if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB):
+        if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB) or isinstance(error, UnicodeDecodeError):
             return StoreCorrupt(f"the index in {self._place} is damaged ({cause}); run verify, or restore it from an export")
         if code in _NOT_FATAL:
             return StoreError(f"{what} in {self._place}: {_NOT_FATAL[code]} ({cause})")

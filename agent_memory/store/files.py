@@ -59,6 +59,32 @@ class Files:
             return False
         return True
 
+    def is_file_at(self, fd: int, path: Path) -> bool:
+        """True if ``path`` still names the file that was opened."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+    def exists(self, path: Path) -> bool:
+        """True if there is anything at ``path``."""
+        return os.path.lexists(path)
+
+    def read_note(self, path: Path) -> str:
+        """First 64 bytes of a small text file; empty if it cannot be read."""
+        try:
+            with open(path, "rb") as file:
+                return file.read(64).decode("ascii", "replace")
+        except OSError:
+            return ""
+
+    def write_note(self, fd: int, note: str) -> bool:
+        """Replace a small file's text, not durably; returns whether it had one before."""
+        had = os.fstat(fd).st_size > 0
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, note.encode("ascii"), 0)
+        return had
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)
@@ -140,7 +166,7 @@ def write_atomically(files: Files, path: Path, pieces: Iterable[Buffer]) -> None
         fd = files.create(temporary)
         try:
             for piece in pieces:
-                _write_all(files, fd, memoryview(piece).cast("B"))
+                write_all(files, fd, memoryview(piece).cast("B"))
             files.fsync(fd)
         finally:
             files.close(fd)
@@ -152,7 +178,8 @@ def write_atomically(files: Files, path: Path, pieces: Iterable[Buffer]) -> None
     files.fsync_folder(path.parent)
 
 
-def _write_all(files: Files, fd: int, data: memoryview) -> None:
+def write_all(files: Files, fd: int, data: memoryview) -> None:
+    """Write every byte."""
     while data:
         data = data[files.write(fd, data) :]
 

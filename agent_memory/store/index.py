@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from agent_memory.errors import StoreCorrupt
 from agent_memory.store.tables import DELETING, LIVE, seal, sessions, turns
@@ -224,13 +224,13 @@ def read_ids(connection: Connection, spans: Sequence[Span], start: int, stop: in
     return pieces
 
 
-def raw_turns(connection: Connection, span: Span, start: int, stop: int) -> Iterator[Row[Any]]:
+def raw_turns(connection: Connection, span: Span, start: int, stop: int) -> Iterator[Any]:
     """Rows of turns ``[start, stop)`` of one Span with all columns, unchecked, for ``verify`` and ``export``."""
     where = (turns.c.session_id == span.session_id, turns.c.idx >= max(start, span.turns[0]), turns.c.idx < min(stop, span.turns[1]))
     yield from connection.execute(select(turns).where(*where).order_by(turns.c.idx))
 
 
-def turn_is_whole(row: Row[Any]) -> bool:
+def turn_is_whole(row: Any) -> bool:
     """True if a row of ``raw_turns`` carries the seals it was written with."""
     return bool(row.seal == _turn_seal(row.session_id, row) and row.ids_seal == seal(row.ids) and len(row.ids) == 4 * row.tokens)
 
@@ -242,9 +242,12 @@ def delete_turns(connection: Connection, session_id: int, start: int) -> None:
 
 def integrity(connection: Connection) -> list[str]:
     """What SQLite's own check finds wrong with the index; empty if nothing."""
-    lines = [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars()]
-    lines += [f"row {row[1]} of {row[0]} points nowhere" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
-    return [line for line in lines if line != "ok"]
+    return [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars() if line != "ok"]
+
+
+def dangling(connection: Connection) -> list[str]:
+    """Rows of the index that point at rows that are not there."""
+    return [f"row {row[1]} of {row[0]} points nowhere" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
 
 
 def own_token_bytes(connection: Connection, session_id: int) -> int:
@@ -255,7 +258,7 @@ def own_token_bytes(connection: Connection, session_id: int) -> int:
     return 0 if stop is None else 4 * int(stop - (connection.execute(first).scalar() or 0))
 
 
-def _session_row(row: Row[Any]) -> SessionRow:
+def _session_row(row: Any) -> SessionRow:
     found = SessionRow(row.id, *(getattr(row, column) for column in _SEALED))
     if found.sealed() != row.seal:
         raise StoreCorrupt(f"the index row of session {found.label!r} is damaged; run verify, or restore it from an export")
@@ -269,26 +272,26 @@ def _turns_of(span: Span) -> Select[Any]:
     return select(*_LIGHT).where(turns.c.session_id == span.session_id, turns.c.idx >= span.turns[0], turns.c.idx < span.turns[1])
 
 
-def _turn_seal(session_id: int, turn: NewTurn | Row[Any]) -> int:
+def _turn_seal(session_id: int, turn: Any) -> int:
     fields = (turn.idx, turn.start, turn.tokens, turn.role, turn.name, turn.chain, turn.created, turn.meta, turn.recall, turn.text)
     return seal(session_id, *fields)
 
 
-def _turn(row: Row[Any]) -> Turn:
+def _turn(row: Any) -> Turn:
     if row.seal != _turn_seal(row.session_id, row):
         raise StoreCorrupt(f"the index row of turn {row.idx} is damaged; run verify, or restore the session from an export")
     meta = json.loads(row.meta)
     return Turn(row.idx, row.role, row.name, row.text, row.start, row.tokens, row.chain, row.created, meta)
 
 
-def _id_rows(connection: Connection, span: Span, low: int, high: int) -> Iterator[Row[Any]]:
+def _id_rows(connection: Connection, span: Span, low: int, high: int) -> Iterator[Any]:
     own = turns.c.session_id == span.session_id
     begin = select(func.max(turns.c.start)).where(own, turns.c.start <= low).correlate(None).scalar_subquery()
     columns = (turns.c.idx, turns.c.start, turns.c.tokens, turns.c.ids, turns.c.ids_seal)
     yield from connection.execute(select(*columns).where(own, turns.c.start >= begin, turns.c.start < high).order_by(turns.c.idx))
 
 
-def _ids_between(row: Row[Any], low: int, high: int) -> NDArray[np.int32]:
+def _ids_between(row: Any, low: int, high: int) -> NDArray[np.int32]:
     if row.ids_seal != seal(row.ids) or len(row.ids) != 4 * row.tokens:
         raise StoreCorrupt(f"the token ids of turn {row.idx} are damaged; run verify, or restore the session from an export")
     ids = np.frombuffer(row.ids, dtype="<i4").astype(np.int32, copy=False)

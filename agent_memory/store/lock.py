@@ -13,7 +13,7 @@ from pathlib import Path
 from agent_memory.errors import SessionBusy
 from agent_memory.store.files import Files
 
-_RECOVERY_SECONDS = 5.0
+_BRIEF_SECONDS = 5.0
 _RECOVERING = "recovering"
 
 
@@ -37,10 +37,10 @@ class SessionLock:
         started = time.monotonic()
         pause = 0.001
         while not self._try_acquire(recovering):
-            holder = self._holder()
-            patience = max(timeout, _RECOVERY_SECONDS) if holder.endswith(_RECOVERING) else timeout
-            if time.monotonic() - started >= patience:
-                raise SessionBusy(self._session, holder)
+            holder = self._files.read_note(self._path)
+            brief = not holder or holder.endswith(_RECOVERING)  # it has only just begun, or will soon be done
+            if time.monotonic() - started >= (max(timeout, _BRIEF_SECONDS) if brief else timeout):
+                raise SessionBusy(self._session, holder or "another process")
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
 
@@ -49,10 +49,12 @@ class SessionLock:
         fd, self._fd = self._fd, None
         if fd is None:
             return
-        if clean:
-            with contextlib.suppress(OSError):
-                self._files.unlink(self._path)
-        self._files.close(fd)
+        try:
+            if clean:
+                with contextlib.suppress(OSError):
+                    self._files.unlink(self._path)
+        finally:
+            self._files.close(fd)
 
     def abandon(self) -> None:
         """Close a forked child's copy of the descriptor, which leaves the parent's lock alone."""
@@ -63,30 +65,13 @@ class SessionLock:
     def _try_acquire(self, recovering: bool) -> bool:
         fd = self._files.open_lock(self._path)
         try:
-            if not self._files.try_lock(fd) or not self._is_current(fd):
-                self._files.close(fd)
+            if not self._files.try_lock(fd) or not self._files.is_file_at(fd, self._path):  # removed since we opened it
+                os.close(fd)
                 return False
-            self.unclean = os.fstat(fd).st_size > 0
-            text = f"process {os.getpid()}{' ' + _RECOVERING if recovering else ''}"
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, text.encode("ascii"), 0)
+            self.unclean = self._files.write_note(fd, f"process {os.getpid()}{' ' + _RECOVERING if recovering else ''}")
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(fd)
             raise
         self._fd = fd
         return True
-
-    def _is_current(self, fd: int) -> bool:
-        """False if the file was removed by a holder that released it between our open and our lock."""
-        try:
-            return os.path.samestat(os.fstat(fd), os.stat(self._path, follow_symlinks=False))
-        except FileNotFoundError:
-            return False
-
-    def _holder(self) -> str:
-        try:
-            text = self._path.read_text("ascii", "replace")[:64]
-        except OSError:
-            text = ""
-        return text or "another process"

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent_memory.errors import BlockDamaged, SessionBusy
 from agent_memory.store import index, segment_index
 from agent_memory.store.database import Database
-from agent_memory.store.files import Files, make_folder_durably, write_atomically
+from agent_memory.store.files import Files, write_atomically
 from agent_memory.store.index import OPEN_END, SessionRow, Span
 from agent_memory.store.lock import SessionLock
 from agent_memory.store.segments import SegmentReader, SegmentRow, TensorBytes, encode
@@ -66,14 +66,18 @@ def tidy_sessions_of(database: Database, files: Files, root: Path, digest: str) 
 def purge(database: Database, files: Files, root: Path, row: SessionRow) -> None:
     """Remove a Session whose removal has begun: all that no fork uses."""
     while True:
-        with database.write("a removal") as connection:
+        with database.read("a removal") as connection:
             forks = index.children(connection, row.id)
-            index.delete_turns(connection, row.id, max((fork.fork_turns for fork in forks), default=0))
-            unused = segment_index.trim(connection, row.id, max((fork.fork_blocks for fork in forks), default=0))
+            kept_turns = max((fork.fork_turns for fork in forks), default=0)
+            kept_blocks = max((fork.fork_blocks for fork in forks), default=0)
+            unused = segment_index.files_used_only_from(connection, row.id, kept_blocks)
+        _unlink_all(files, root, unused, set())  # before their rows: some lie in a parent's folder, where nobody would look for them
+        with database.write("a removal") as connection:
+            index.delete_turns(connection, row.id, kept_turns)
+            segment_index.trim(connection, row.id, kept_blocks)
             segment_index.delete_tail(connection, row.id)
         if forks:
-            unused += _shorten_last_file(database, files, root, row)
-        _unlink_all(files, root, unused, set())  # some may lie in the folder of a parent
+            _shorten_last_file(database, files, root, row)
         tidy_folder(database, files, root, row)
         if not files.names(root / row.folder):
             files.remove_folder(root / row.folder)
@@ -99,26 +103,24 @@ def _settle(database: Database, row: SessionRow) -> SessionRow | None:
         return index.session_by_id(connection, parent.id)
 
 
-def _shorten_last_file(database: Database, files: Files, root: Path, row: SessionRow) -> list[str]:
-    """Copy the Segment a fork shares only in part, so that nothing of the rest stays on disk; returns files no row names any more."""
+def _shorten_last_file(database: Database, files: Files, root: Path, row: SessionRow) -> None:
+    """Copy the Segment a fork shares only in part, so that nothing of the rest stays on disk once the folder is tidied."""
     own = (Span(row.id, (0, OPEN_END), (0, OPEN_END), (0, OPEN_END)),)
     with database.read("segments") as connection:
         kept = segment_index.segments_between(connection, own, 0, OPEN_END)
-    if not kept or _is_whole_file(kept[-1]):
-        return []
+    if not kept or _is_whole_file(kept[-1]) or not kept[-1].file.startswith(f"{row.folder}/"):
+        return
     old = kept[-1]
     try:
         tensors = _read_all(files, root, row, old)
     except BlockDamaged:
-        return []  # what cannot be trusted stays as it is, to be found by verify
+        return  # what cannot be trusted stays as it is, to be found by verify
     pieces, contents = encode(tensors, pieces=old.blocks)
     path = root / row.folder / f"{old.first_block:012d}-{secrets.token_hex(4)}.safetensors"
-    make_folder_durably(files, path.parent)
     write_atomically(files, path, pieces)
     new = SegmentRow(row.id, old.first_block, old.blocks, f"{row.folder}/{path.name}", contents)
     with database.write("a shortened segment") as connection:
         segment_index.replace_file(connection, old, new)
-        return segment_index.unnamed(connection, [old.file])
 
 
 def _read_all(files: Files, root: Path, session: SessionRow, segment: SegmentRow) -> dict[str, TensorBytes]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, and_, func, insert, not_, select
 
 from agent_memory.errors import StoreCorrupt
 from agent_memory.store.index import SessionRow, Span, change_session, children
@@ -143,15 +143,20 @@ def trim(connection: Connection, session_id: int, first: int) -> list[str]:
     return unnamed(connection, [str(row.file) for row in rows])
 
 
-def replace_file(connection: Connection, old: SegmentRow, new: SegmentRow) -> bool:
-    """Let a Segment's row name a copy of its file; False if the row has gone meanwhile."""
+def files_used_only_from(connection: Connection, session_id: int, first: int) -> list[str]:
+    """Files of a Session's own Segments that begin at ``first`` or later, and that no other row names."""
+    own = (segments.c.session_id == session_id, segments.c.first_block >= first)
+    others = select(segments.c.file).where(not_(and_(*own)))
+    return [str(file) for file in connection.execute(select(segments.c.file).where(*own, segments.c.file.not_in(others))).scalars()]
+
+
+def replace_file(connection: Connection, old: SegmentRow, new: SegmentRow) -> None:
+    """Let a Segment's row name a copy of its file; nothing to do if the row has gone meanwhile."""
     where = (segments.c.session_id == old.session_id, segments.c.first_block == old.first_block, segments.c.file == old.file)
     created = connection.execute(select(segments.c.created).where(*where)).scalar()
-    if created is None:
-        return False
-    connection.execute(segments.delete().where(*where))
-    insert_segment(connection, new, float(created))
-    return True
+    if created is not None:
+        connection.execute(segments.delete().where(*where))
+        insert_segment(connection, new, float(created))
 
 
 def unnamed(connection: Connection, files: Sequence[str]) -> list[str]:
@@ -202,7 +207,7 @@ def own_bytes(connection: Connection, session_id: int) -> int:
     return int(held or 0) + int(tail or 0)
 
 
-def _segment(row: Row[Any]) -> SegmentRow:
+def _segment(row: Any) -> SegmentRow:
     if row.seal != seal(row.session_id, row.first_block, row.blocks, row.file, row.created, *_content_fields(row)):
         raise StoreCorrupt(f"the index row of the segment at block {row.first_block} is damaged; run verify, then repair the session")
     if not _FILE_NAME.fullmatch(row.file):
@@ -211,7 +216,7 @@ def _segment(row: Row[Any]) -> SegmentRow:
     return SegmentRow(row.session_id, row.first_block, row.blocks, row.file, contents)
 
 
-def _content_fields(row: Row[Any]) -> tuple[object, ...]:
+def _content_fields(row: Any) -> tuple[object, ...]:
     return row.size, row.header_bytes, row.header_sum, row.places, row.sums
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from sqlalchemy import Row
 
 from agent_memory.errors import BlockChecksum, BlockMissing, BlockShort, StoreCorrupt
 from agent_memory.store.files import Buffer, Files
@@ -108,9 +107,9 @@ class SegmentRow:
         return replace(self, first_block=first, blocks=blocks, contents=replace(self.contents, places=places))
 
 
-def checksum(data: Buffer | NDArray[Any]) -> int:
+def checksum(data: Buffer) -> int:
     """xxh3 of the bytes, 64 bits."""
-    return xxhash.xxh3_64_intdigest(data)
+    return xxhash.xxh3_64_intdigest(memoryview(data))
 
 
 def signed_checksum(data: Buffer) -> int:
@@ -158,7 +157,7 @@ def contents_to_columns(contents: Contents) -> dict[str, Any]:
     }
 
 
-def contents_from_columns(row: Row[Any], *, pieces: int | None) -> Contents:
+def contents_from_columns(row: Any, *, pieces: int | None) -> Contents:
     """Inverse of ``contents_to_columns``; StoreCorrupt if the columns do not fit together."""
     count = pieces or 1
     every_sum = np.frombuffer(row.sums, dtype="<u8")
@@ -205,7 +204,7 @@ class SegmentReader:
         self._mutex = threading.Lock()
 
     def read_piece(self, row: SegmentRow, tensor: str, piece: int, out: memoryview) -> None:
-        """Fill ``out`` (exactly one Block of the tensor) with checked bytes, or raise BlockDamaged; ``piece`` counts from the row's first."""
+        """Fill ``out`` (exactly one Block of the tensor) with checked bytes, or raise BlockDamaged; ``piece`` 0 is the row's first."""
         place = row.places[tensor]
         offset = place.offset + piece * place.piece_bytes
         where = f"block {row.first_block + piece}, tensor {tensor!r} of session {self._session!r}"

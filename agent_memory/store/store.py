@@ -48,8 +48,8 @@ class Store:
                 make_folder_durably(files, folder)
         self._database = Database(index_file, files, self._health)
         self._ground = Ground(self._database, files, self._sessions_folder, self._health)
-        self._timelines: weakref.WeakSet[Timeline] = weakref.WeakSet()
-        _let_go_in_children(self._timelines)
+        self._timelines: list[Timeline] = []
+        _let_go_in_children(self)
 
     @classmethod
     def open(cls, location: str | Path, *, files: Files | None = None, allow_network: bool = False) -> Store:
@@ -61,7 +61,7 @@ class Store:
         files = files or Files()
         kind = None if allow_network else files.network_kind(_nearest_folder(root))
         if kind is not None:
-            raise UnsupportedStore(f"{root} lies on a network file system ({kind}), where locks and syncs cannot be relied on; use a local disk")
+            raise UnsupportedStore(f"{root} lies on a network file system ({kind}), where locks and syncs fail; use a local disk")
         store = cls(root, index_file, files)
         try:
             store._recover()
@@ -99,7 +99,7 @@ class Store:
             if lock is not None:
                 lock.release()
             raise
-        self._timelines.add(timeline)
+        self._timelines = [other for other in self._timelines if not other.closed] + [timeline]
         return timeline
 
     def sessions(self, namespace: str | None = None, *, branches: bool = False) -> list[SessionInfo]:
@@ -183,7 +183,7 @@ class Store:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        for timeline in list(self._timelines):
+        for timeline in self._timelines:
             timeline.close()
         self._database.close()
 
@@ -261,12 +261,13 @@ def _nearest_folder(path: Path) -> Path:
     return path
 
 
-def _let_go_in_children(timelines: weakref.WeakSet[Timeline]) -> None:
+def _let_go_in_children(store: Store) -> None:
     """A forked child must not keep a Session locked after its parent has died."""
-    held = weakref.ref(timelines)
+    known = weakref.ref(store)
 
     def let_go() -> None:
-        for timeline in list(held() or ()):
+        store = known()
+        for timeline in store._timelines if store is not None else ():
             timeline.abandon()
 
     os.register_at_fork(after_in_child=let_go)

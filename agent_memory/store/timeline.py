@@ -53,7 +53,7 @@ class Timeline(View):
         self._health, self._lock, self._timeout = ground.health, lock, timeout
         self._turn_to_write = threading.RLock()
         self._untidy = False
-        super().__init__(ground.database, ground.files, ground.folder, row)
+        super().__init__(ground.database, ground.files, ground.folder, row, follow=lock is None)
         self.model = ModelId(**json.loads(row.model))
         self.layout = layout_from_json(row.layout)
 
@@ -168,12 +168,14 @@ class Timeline(View):
         """Give the Session back; closing twice is no error."""
         if self._closed:
             return
-        if self._lock is not None and self._untidy:
-            with contextlib.suppress(Exception):
-                self._tidy()
-        super().close()
-        if self._lock is not None:
-            self._lock.release(clean=not self._untidy)
+        try:
+            if self._lock is not None and self._untidy:
+                with contextlib.suppress(Exception):
+                    self._tidy()
+        finally:
+            super().close()
+            if self._lock is not None:
+                self._lock.release(clean=not self._untidy)
 
     def abandon(self) -> None:
         """In a forked child: let go of the inherited lock without freeing it."""

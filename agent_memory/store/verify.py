@@ -32,12 +32,17 @@ def verify_store(
     """Check the index and every wanted Session; damage in a shared Block is told of each Session that uses it."""
     damage: list[Damage] = []
     rows: list[SessionRow] = []
-    try:
-        with database.read("the index") as connection:
-            damage += [Damage("", None, None, f"index: {line}") for line in index.integrity(connection)]
-            rows = [row for row in index.live_sessions(connection) if wanted(row)]
-    except StoreError as error:
-        damage.append(Damage("", None, None, f"index: {error}"))
+    for look in (index.integrity, index.dangling, index.live_sessions):  # apart, so that one that cannot be done does not hide the rest
+        try:
+            with database.read("the index") as connection:
+                for found in look(connection):
+                    if isinstance(found, SessionRow):
+                        rows.append(found)
+                    else:
+                        damage.append(Damage("", None, None, f"index: {found}"))
+        except (StoreError, TypeError) as error:
+            damage.append(Damage("", None, None, f"index: {error}"))
+    rows = [row for row in rows if wanted(row)]
     check = _Check(database, files, folder, progress)
     for row in rows:
         try:
@@ -119,7 +124,7 @@ class _Check:
 
     def _was_replaced(self, spans: tuple[Span, ...], segment: SegmentRow) -> bool:
         """True if a live writer has put a longer Segment in place of this one since we looked."""
-        if (self._folder / segment.file).exists():
+        if self._files.exists(self._folder / segment.file):
             return False
         with self._database.read("segments") as connection:
             now = segment_index.segment_holding(connection, spans, segment.first_block)

@@ -32,12 +32,13 @@ _Result = TypeVar("_Result")
 class View:
     """A Session's timeline for reading. Several threads may read at once.
 
-    Every method raises SessionClosed after ``close``, and in a forked child process.
+    With ``follow`` it sees what another process appends meanwhile. Every method raises SessionClosed after ``close``, and in a
+    forked child process.
     """
 
-    def __init__(self, database: Database, files: Files, folder: Path, row: SessionRow) -> None:
+    def __init__(self, database: Database, files: Files, folder: Path, row: SessionRow, *, follow: bool) -> None:
         self._database, self._files, self._folder, self._row = database, files, folder, row
-        self._pid = os.getpid()
+        self._pid, self._follow = os.getpid(), follow
         self._closed = False
         self._mutex = threading.RLock()
         self._rows: OrderedDict[int, SegmentRow] = OrderedDict()
@@ -58,6 +59,11 @@ class View:
     def namespace(self) -> str:
         """Namespace of the Session."""
         return self._row.namespace
+
+    @property
+    def closed(self) -> bool:
+        """True after ``close``."""
+        return self._closed
 
     @property
     def turn_count(self) -> int:
@@ -115,9 +121,9 @@ class View:
         with self._database.read("segments") as connection:
             return segment_index.segments_between(connection, self._spans, 0, OPEN_END)
 
-    def owns(self, row: SegmentRow) -> bool:
-        """Whether a Segment was written by this Session, not by one it was forked from."""
-        return row.session_id == self._row.id
+    def owns(self, segment: SegmentRow) -> bool:
+        """True if a Segment of this timeline is this Session's own, not one it shares with its parent."""
+        return segment.session_id == self._row.id
 
     def read_block(self, tensor: str, block: int) -> bytes:
         """The bytes of one Block of one tensor, checked; BlockDamaged names session, Block and tensor. KeyError for an unknown tensor."""
@@ -153,15 +159,16 @@ class View:
         return damaged
 
     def read_segment_tensor(self, tensor: str, first_block: int) -> NDArray[np.uint8]:
-        """All bytes of one tensor of the Segment that begins at ``first_block``, uint8, each Block checked."""
+        """All bytes of one tensor of a Segment from ``first_block`` on, uint8, each Block checked."""
         self._current()
 
         def read(row: SegmentRow) -> NDArray[np.uint8]:
+            row = row.cut(first_block, row.stop)
             size = row.places[tensor].piece_bytes
-            out = np.empty(row.blocks * size, np.uint8)
+            out = bytearray(row.blocks * size)
             for piece in range(row.blocks):
                 self._reader.read_piece(row, tensor, piece, memoryview(out)[piece * size : (piece + 1) * size])
-            return out
+            return np.frombuffer(out, np.uint8)
 
         return self._with_row(first_block, read)
 
@@ -193,7 +200,7 @@ class View:
 
     def _current(self) -> View:
         self._check_usable()
-        if self._stale:
+        if self._stale or self._follow:
             self._refresh()
         return self
 

@@ -143,10 +143,9 @@ class ChatAgentMemory(BaseChatModel):
             except StopIteration as end:
                 reply = end.value
                 break
-            if not request.tools:  # with tools a piece may be a call's markup, so text waits for the whole reply
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
         last = AIMessageChunk(
-            content=reply.message.content if request.tools else "",
+            content="",
             tool_call_chunks=tool_chunks(reply),
             usage_metadata=usage(reply),
             response_metadata=facts(reply, self.model or "pocket"),

@@ -36,6 +36,10 @@ class Operations(Protocol):
         """Attention output and its fp32 log-sum-exp."""
         ...
 
+    def attend_alone(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        """Attention output of one set of keys that is merged with no other."""
+        ...
+
     def merge(self, outputs: list[Tensor], lses: list[Tensor], sinks: Tensor | None) -> Tensor:
         """Join disjoint attentions exactly."""
         ...

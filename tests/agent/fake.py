@@ -34,6 +34,10 @@ class FileSession:
         self.cancelled = 0
 
     @property
+    def name(self) -> str:
+        return self._path.stem
+
+    @property
     def last_turn(self) -> Turn | None:
         return self._turns[-1] if self._turns else None
 

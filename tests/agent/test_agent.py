@@ -16,8 +16,20 @@ from typing import Any
 import pytest
 
 from agent_memory.agent import (
-    INTERRUPTED, NO_OUTPUT, Agent, Answered, Appended, Event, Resumed, Started, StepLimit, TextPiece, Thought, ToolCalled, ToolReturned,
-)  # fmt: skip
+    INTERRUPTED,
+    NO_OUTPUT,
+    Agent,
+    Answered,
+    Appended,
+    Event,
+    Resumed,
+    Started,
+    StepLimit,
+    TextPiece,
+    Thought,
+    ToolCalled,
+    ToolReturned,
+)
 from agent_memory.errors import ConfigError, EmptyMessage, ToolError
 from tests.agent.fake import KILLED_SCRIPT, FakeRuntime, FileSession, call, killed_tools
 
@@ -159,6 +171,14 @@ def test_a_finished_run_repeats_its_answer(tmp_path: Path) -> None:
     assert [event.to_dict() for event in Agent(runtime).run("s")][-1]["text"] == "One." and len(talk(runtime)) == 2
 
 
+def test_an_open_session_stays_open(tmp_path: Path) -> None:
+    runtime = FakeRuntime(tmp_path, "One.")
+    with runtime.session("s") as opened:
+        events = list(Agent(runtime).run_in(opened, "First?"))
+        assert runtime.closed == 0 and len(runtime.opened) == 1
+    assert events[0] == Started("s", 0) and isinstance(events[-1], Answered)
+
+
 def test_nothing_to_go_on_with(tmp_path: Path) -> None:
     with pytest.raises(EmptyMessage, match="'s' has nothing to go on with"):
         list(Agent(FakeRuntime(tmp_path)).run("s"))
@@ -167,7 +187,7 @@ def test_nothing_to_go_on_with(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
     for bad in ({"max_steps": 0}, {"tool_timeout": -1.0}, {"max_new_tokens": 0}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
-            Agent(FakeRuntime(tmp_path), **bad)  # type: ignore[arg-type]
+            Agent(FakeRuntime(tmp_path), **bad)
     with pytest.raises(ToolError, match="<lambda>"):
         Agent(FakeRuntime(tmp_path), [lambda x: x])
 
@@ -237,7 +257,8 @@ def in_loop(work: Callable[[], AsyncIterator[Event]], stop: type[Event] | None =
 
 def test_async_run_is_the_same_run(tmp_path: Path) -> None:
     script = (call("add", a=1, b=2), "It is 3.")
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
     plain = list(Agent(FakeRuntime(tmp_path / "a", *script), [add]).run("s", "1 + 2?"))
     assert in_loop(lambda: Agent(FakeRuntime(tmp_path / "b", *script), [add]).arun("s", "1 + 2?")) == plain
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -126,7 +126,8 @@ def test_forgetful_template_keeps_what_was_generated(tokenizer_of: TokenizerOf) 
         "<|im_start|>user\nWhat is the quick fox?<|im_end|>\n"
         "<|im_start|>assistant\n<think>\nfox?\n</think>\n\nIt jumps.<|im_end|>\n"
         "<|im_start|>user\n  And the lazy dog? \n<|im_end|>\n"
-        '<|im_start|>assistant\n<think>\n\n</think>\n\n\n<tool_call>\n{"name": "lookup", "arguments": {"name": "fox"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        '\n<tool_call>\n{"name": "lookup", "arguments": {"name": "fox"}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\none\n</tool_response><|im_end|>\n"
         "<|im_start|>user\n<tool_response>\ntwo\n</tool_response><|im_end|>\n"
     )
@@ -155,9 +156,16 @@ def test_cost_does_not_grow_with_the_conversation(tokenizer_of: TokenizerOf, mon
     tokenizer = tokenizer_of("chatml")
     chat = ChatFormat(tokenizer)
     work: list[int] = []
-    encode, render = tokenizer.encode, tokenizer.apply_chat_template
-    monkeypatch.setattr(tokenizer, "encode", lambda text, **rest: (work.append(len(text)), encode(text, **rest))[1])
-    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda talk, **rest: (work.append(len(str(talk))), render(talk, **rest))[1])
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(what: Any, **rest: Any) -> Any:
+            work.append(len(str(what)))
+            return function(what, **rest)
+
+        return call
+
+    for name in ("encode", "apply_chat_template"):
+        monkeypatch.setattr(tokenizer, name, counted(getattr(tokenizer, name)))
 
     def spent(previous: Sequence[Message], message: Message) -> int:
         work.clear()
@@ -168,6 +176,7 @@ def test_cost_does_not_grow_with_the_conversation(tokenizer_of: TokenizerOf, mon
     assert spent(long, U2) == spent(long[-13:], U2) < 4_000
     assert spent([*long, *[OUT] * 3_000], OUT) < 20_000
     assert spent([U1, Message("assistant", "fox " * 50_000)], U2) < 4_000
+    assert spent([U1, A1, Message("user", "fox " * 50_000)], A1) < 4_000
 
 
 def test_a_message_after_a_system_message(tokenizer_of: TokenizerOf) -> None:
@@ -208,10 +217,10 @@ def test_empty_messages_are_refused(tokenizer_of: TokenizerOf) -> None:
     chat = ChatFormat(tokenizer_of("chatml"))
     for role in ("user", "tool", "assistant", "system"):
         with pytest.raises(EmptyMessage, match=role):
-            chat.append(Message(role, " \n"), previous=(U1,))  # type: ignore[arg-type]
+            chat.append(Message(role, " \n"), previous=(U1,))
     assert chat.append(ASK, previous=(U1,))
     with pytest.raises(ConfigError, match="must be text, not list"):
-        chat.append(Message("user", ["x"]))  # type: ignore[arg-type]
+        chat.append(Message("user", cast(str, ["x"])))
 
 
 def test_a_tokenizer_without_template_is_refused(custom: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from agent_memory.types import Budget, KVLayout
 
 LAYOUT = KVLayout((2, 1, 2), (2, 4, 2), "float32", 2)
 BLOCK_BYTES = 2 * 2 * 2 * 2 * 4  # the same at every layer, in two shapes
+DEVICE_BLOCKS = 6
 
 
+@lru_cache(maxsize=4096)
 def content(layer: int, serial: int) -> Tensor:
     """What Block ``serial`` holds at ``layer``: no two alike."""
     shape = LAYOUT.block_shape(layer)
@@ -36,12 +39,10 @@ class Disk:
     def __init__(self) -> None:
         self.saved: set[int] = set()
         self.damaged: set[tuple[int, int]] = set()
-        self.reads: list[int] = []
         self.broken = False
 
     def read_kv(self, layer: int, blocks: np.ndarray, out: Tensor) -> np.ndarray:
         ok = np.array([b in self.saved and (layer, b) not in self.damaged for b in blocks.tolist()], bool)
-        self.reads.extend(blocks.tolist())
         for place, (block, good) in enumerate(zip(blocks.tolist(), ok, strict=True)):
             # Half of a damaged Block is there: the cache must not hand it out.
             out[place, : 2 if good else 1] = content(layer, block)[: 2 if good else 1]
@@ -68,7 +69,7 @@ class Tiers(RuleBasedStateMachine):
 
     @initialize(host=st.sampled_from([0, 2, 20]))
     def make(self, host: int) -> None:
-        self.cache = tiny(8, host)
+        self.cache = tiny(DEVICE_BLOCKS, host)
 
     @rule(n=st.integers(0, 5), save=st.booleans())
     def put(self, n: int, save: bool) -> None:
@@ -98,8 +99,8 @@ class Tiers(RuleBasedStateMachine):
     @precondition(lambda self: self.blocks)
     @rule(data=st.data(), layer=st.integers(0, 2))
     def read(self, data: st.DataObject, layer: int) -> None:
-        serials = data.draw(st.lists(st.sampled_from(sorted(self.blocks)), unique=True, max_size=7))
-        hold = len(self.open) < 2 and data.draw(st.booleans())
+        serials = data.draw(st.lists(st.sampled_from(sorted(self.blocks)), unique=True, max_size=6))
+        hold = len(self.open) < 3 and data.draw(st.booleans())
         resident = self.cache.resident(layer, self.uids(serials))
         reading = self.cache.reading(layer, self.uids(serials), np.array(serials, np.int64), self.disk)
         room = self.cache.max_read(layer)
@@ -164,7 +165,7 @@ class Tiers(RuleBasedStateMachine):
     def tables_agree_and_budgets_hold(self) -> None:
         self.cache.check()
         stats = self.cache.stats()
-        assert stats["device_bytes"] <= 3 * BLOCK_BYTES * 8
+        assert stats["device_bytes"] <= 3 * BLOCK_BYTES * DEVICE_BLOCKS
         assert stats["blocks"] == len(self.blocks)
         assert self.cache.used_bytes <= self.cache.budget_bytes
 
@@ -179,6 +180,9 @@ class Tiers(RuleBasedStateMachine):
             there = (now.slots >= 0).tolist()
             expected = contents(layer, [serial for serial, here in zip(serials, there, strict=True) if here])
             assert torch.equal(now.pool[now.slots[now.slots >= 0]], expected)
+            alive = [serial for serial, here in zip(serials, there, strict=True) if here and serial in self.blocks]
+            shelf, row = self.cache._place[layer]
+            assert (shelf.pool.table.find(row, self.uids(alive)) >= 0).all()
 
     def uids(self, serials: list[int]) -> np.ndarray:
         return np.array([self.blocks[serial][0] for serial in serials], np.int64)

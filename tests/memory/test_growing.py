@@ -110,3 +110,14 @@ def test_room_doubles() -> None:
         moves, before = moves + (rows.nbytes != before), rows.nbytes
     assert moves == 11
     assert rows.nbytes == 1024
+
+
+def test_every_fork_is_protected_not_only_the_latest() -> None:
+    parent = GrowingRows((2,), torch.int32)
+    parent.append(numbered(0, 10))
+    first, second = parent.fork(8), parent.fork(3)
+    parent.truncate(5)
+    parent.append(numbered(50, 5))
+    assert rows_of(first) == list(range(8))
+    assert rows_of(second) == [0, 1, 2]
+    assert rows_of(parent) == [*range(5), *range(50, 55)]

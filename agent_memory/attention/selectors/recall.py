@@ -22,8 +22,8 @@ from .base import Bounds, Selection, by_kv_head
 Choice = tuple[Tensor, bool, bool, int]
 """Blocks ``[G, S, b]`` (-1 padded), whether they are proven among what was scored, whether that was everything, keys scored."""
 
-SCORES_AT_ONCE = 1 << 23
-"""Scores held at a time (32 MiB of fp32)."""
+SCORES_AT_ONCE = 1 << 18
+"""Scores held at a time (1 MiB of fp32, so that a pass over them stays in the cache of one core)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,9 @@ class RecallSelector:
         """Choose Blocks for groups, a few groups at a time so that scores stay small."""
         rows = by_kv_head(queries, _summary(layer).kv_heads)
         candidates = bounds.candidates()
-        per_group = rows.shape[1] * rows.shape[2] * max(1, candidates.shape[1]) * (bounds.block if self.rule.exact else 1)
+        count = candidates.shape[1]
+        keys = count * bounds.block if self.rule.exact else max(count, self.rule.survivors * bounds.block)
+        per_group = rows.shape[1] * rows.shape[2] * max(1, keys)
         step = max(1, SCORES_AT_ONCE // per_group)
         choose = self._choose_exactly if self.rule.exact else self._choose
         parts = [choose(rows[at : at + step], scaling, candidates[at : at + step], layer) for at in range(0, rows.shape[0], step)]

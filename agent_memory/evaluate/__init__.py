@@ -1,0 +1,1 @@
+"""Measuring how well memory answers: tasks, scores and plots."""

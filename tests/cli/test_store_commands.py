@@ -1,0 +1,125 @@
+"""Looking at a Store and changing it, without a model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent_memory.store.store import Store
+from tests.cli.conftest import LAYOUT, MODEL, Result
+
+Cli = Callable[..., Result]
+IN_CHILD = """
+import sys
+from agent_memory.cli import main
+for words in (["sessions"], ["show", "alpha"], ["recall", "alpha"], ["verify"]):
+    try:
+        main(words)
+    except SystemExit as left:
+        print(words[0], left.code, "torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def test_sessions_tell_disk_use(cli: Cli, filled: Path) -> None:
+    answer = cli("sessions", "--json").json
+    assert [info["name"] for info in answer["sessions"]] == ["alpha"]
+    assert answer["bytes"] == answer["sessions"][0]["bytes"] > 2 * 32 * 8 * 4
+    assert [info["name"] for info in cli("sessions", "--all", "--json").json["sessions"]] == ["alpha", "alpha/1"]
+    people = cli("sessions").out
+    assert "alpha" in people and "KiB" in people and "1 Session," in people
+
+
+def test_sessions_of_another_namespace_are_not_listed(cli: Cli, filled: Path) -> None:
+    assert cli("sessions", "--all", "--json", "-n", "bob").json["sessions"] == []
+
+
+def test_show_lists_the_last_turns(cli: Cli, filled: Path) -> None:
+    answer = cli("show", "alpha", "--last", "2", "--json").json
+    assert [turn["role"] for turn in answer["turns"]] == ["user", "assistant"]
+    assert (answer["session"]["turns"], answer["session"]["tokens"], answer["session"]["kv_tokens"]) == (3, 54, 32)
+    assert "registry" in cli("show", "alpha").out
+
+
+@pytest.mark.parametrize("option", [[], ["--full"]])
+def test_show_never_sends_control_characters_to_the_terminal(cli: Cli, filled: Path, option: list[str]) -> None:
+    out = cli("show", "alpha", *option).out
+    assert "\x1b[2J" not in out
+    assert "version: 4.1.7" in out
+
+
+def test_recall_shows_what_memory_contributed(cli: Cli, filled: Path) -> None:
+    answer = cli("recall", "alpha", "--json").json
+    assert answer["replies"][0]["turn"] == 2
+    assert answer["replies"][0]["recall"]["turns"][0]["tier"] == "disk"
+    people = cli("recall", "alpha").out
+    assert "0.75" in people and "disk" in people and "certified" in people
+
+
+def test_export_delete_import_brings_a_session_back(cli: Cli, filled: Path, tmp_path: Path) -> None:
+    before = cli("show", "alpha", "--json").json["turns"]
+    archive = str(tmp_path / "alpha.archive")
+    assert cli("export", "alpha", archive, "--json").json["bytes"] > 0
+    assert cli("delete", "alpha", "--yes", "--json").json["deleted"] == "alpha"
+    assert cli("show", "alpha").code == 1
+    assert cli("import", archive, "--name", "again", "--json").json["name"] == "again"
+    after = cli("show", "again", "--json").json["turns"]
+    assert [(turn["role"], turn["text"], turn["tokens"]) for turn in after] == [
+        (turn["role"], turn["text"], turn["tokens"]) for turn in before
+    ]
+
+
+def test_verify_is_silent_about_a_whole_store(cli: Cli, filled: Path) -> None:
+    done = cli("verify", "--json")
+    assert (done.code, done.json["ok"], done.json["sessions"], done.json["damage"]) == (0, True, 2, [])
+
+
+def test_verify_names_the_damage_and_exits_with_1(cli: Cli, filled: Path) -> None:
+    segment = next(filled.rglob("*.safetensors"))
+    damaged = bytearray(segment.read_bytes())
+    damaged[-1] ^= 1
+    segment.write_bytes(bytes(damaged))
+    done = cli("verify", "--json")
+    assert (done.code, done.json["ok"]) == (1, False)
+    assert {found["block"] for found in done.json["damage"]} == {0}
+    assert "damaged" in cli("verify").out
+
+
+def test_delete_asks_and_takes_silence_for_no(cli: Cli, filled: Path) -> None:
+    done = cli("delete", "alpha")
+    assert done.code == 1 and "pass --yes" in done.err
+    assert cli("show", "alpha").code == 0
+
+
+def test_prune_takes_only_what_is_old(cli: Cli, filled: Path) -> None:
+    assert cli("prune", "--older-than", "1h", "--yes", "--json").json == {"pruned": [], "bytes": 0, "dry_run": False}
+    preview = cli("prune", "--older-than", "0h", "--dry-run", "--json").json
+    assert preview["pruned"] == ["alpha", "alpha/1"]
+    assert cli("show", "alpha").code == 0
+    assert cli("prune", "--older-than", "0h", "--yes", "--json").json["pruned"] == ["alpha", "alpha/1"]
+    assert cli("sessions", "--all", "--json").json["sessions"] == []
+
+
+def test_looking_at_a_store_does_not_import_torch(filled: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", IN_CHILD], capture_output=True, text=True, check=True)
+    assert child.stderr.splitlines() == [f"{name} 0 False" for name in ("sessions", "show", "recall", "verify")]
+
+
+def test_a_reader_that_leaves_early_is_told_nothing(filled: Path) -> None:
+    with Store.open("memory") as store:
+        timeline = store.session("long", model=MODEL, layout=LAYOUT)
+        timeline.append_turn("tool", "x" * 4_000_000, [1], chain="a")
+    for option in ("--full", "--json"):
+        line = f"{sys.executable} -m agent_memory.cli show long {option} | head -c 10"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert (len(done.stdout), done.stderr) == (10, "")
+
+
+def test_json_is_all_there_is_on_standard_output(cli: Cli, filled: Path) -> None:
+    for words in (("sessions",), ("show", "alpha"), ("recall", "alpha"), ("verify",)):
+        done = cli(*words, "--json")
+        assert json.loads(done.out) and done.out.count("\n") == 1 and done.err == ""
