@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from agent_memory.chat import clean_text
 from agent_memory.chat.stream import split_stream
 from agent_memory.errors import AgentMemoryError, ConfigError
-from agent_memory.session import Session, to_message
+from agent_memory.session import Session
+from agent_memory.turns import to_message
 from agent_memory.types import Message, Recall, Sampling, Turn
 
 if TYPE_CHECKING:

@@ -31,6 +31,8 @@ def to_bytes(tensor: Tensor) -> TensorBytes:
 def to_tensor(stored: TensorBytes) -> Tensor:
     """The tensor the Store gave back."""
     data = np.frombuffer(stored.data, dtype=np.uint8)
+    if not len(data):
+        return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
     return torch.from_numpy(data.copy()).view(DTYPES[stored.dtype]).reshape(stored.shape)
 
 

@@ -17,15 +17,17 @@ from . import pocket
 from .attention.methods import Method, make_method
 from .chat import ChatFormat
 from .chat import root as chain_root
+from .conversation import Conversation
 from .engine import CHUNK_TOKENS, MemoryEngine
 from .errors import ConfigError
 from .kv_files import SegmentFiles
 from .memory.cache import TieredCache
-from .memory.session_kv import KVPlan, SessionKV
+from .memory.layer_kv import KVPlan
+from .memory.session_kv import SessionKV
 from .model.attach import Attachment, attach
 from .model.fingerprint import fingerprint
 from .model.load import load
-from .session import Session
+from .session import Services, Session
 from .store.store import Store
 from .types import BLOCK_TOKENS, SEGMENT_BLOCKS, Budget, KVLayout, ModelId
 
@@ -75,7 +77,7 @@ class Runtime:
         self.chat = ChatFormat(tokenizer)
         self.layout = _layout(self.attachment)
         self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
-        self._method = method
+        self._method, self._choosers = method, _choosers(model.config)
         self.method(0)
         self.cache = TieredCache(
             self.layout, self.budget, self.attachment.device, min_blocks=self._least_blocks(), unsaved_blocks=2 * SEGMENT_BLOCKS
@@ -116,7 +118,7 @@ class Runtime:
         """The method for a Session whose head has that many tokens."""
         if isinstance(self._method, Method):
             return self._method
-        return make_method(self._method, self.window, head)
+        return make_method(self._method, self.window, head, choosers=self._choosers)
 
     def session(self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True) -> Session:
         """Open a Session, making it if it is new.
@@ -136,17 +138,19 @@ class Runtime:
         return self._wrap(timeline)
 
     def _wrap(self, timeline: Timeline) -> Session:
-        return Session(
+        conversation = Conversation(
             timeline,
             self.chat,
-            lambda head: self._engine(timeline, head),
             lambda system, tools: self._root(timeline.namespace, system, tools),
             head_limit=self.window // HEAD_SHARE,
             max_turn_tokens=self._max_turn_tokens,
-            timeout=max(self._timeout, 0.0),
+        )
+        services = Services(
+            open_engine=lambda: self._engine(timeline, conversation.head_tokens),
             branch=self._branch,
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
         )
+        return Session(conversation, services, timeout=max(self._timeout, 0.0))
 
     def _damaged(self, name: str, namespace: str) -> set[int]:
         """Blocks of a Session that ``verify`` finds damaged."""
@@ -189,7 +193,7 @@ class Runtime:
         wide = [layer.sliding_window or 0 for layer in self.attachment.layers if not layer.recalls]
         keep = None if keep is None else max([keep, *(width + CHUNK_TOKENS for width in wide)])
         sink = BLOCK_TOKENS if sizes is None else sizes.sink
-        recalling = tuple(layer.recalls and method.recalls for layer in self.attachment.layers)
+        recalling = tuple(layer.recalls and method.recalls and method.chooses(layer.index) for layer in self.attachment.layers)
         return KVPlan(sink, keep, recalling, every_key=method.selector.needs_every_key)
 
     def _least_blocks(self) -> int:
@@ -209,6 +213,12 @@ class Runtime:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _choosers(config: Any) -> frozenset[int] | None:
+    """Layers a checkpoint names as those whose queries find things (``recall_layers`` in its config); None where it names none."""
+    named = getattr(config, "recall_layers", None)
+    return None if named is None else frozenset(int(layer) for layer in named)
 
 
 def _layout(attachment: Attachment) -> KVLayout:

@@ -10,56 +10,53 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from .attention.trace import Trace
-from .chat import ChatFormat, ParsedReply, clean_text
-from .errors import ConfigError, HeadTooLong, SessionBusy, SessionClosed, TurnTooLarge
+from .conversation import Conversation
+from .errors import SessionBusy, SessionClosed
 from .recall import make_recall
-from .types import GenerationRequest, Message, Recall, Receipt, Role, Sampling, ToolCall, Turn
+from .repair import OpenEngine, repair_blocks
+from .types import GenerationRequest, Message, Recall, Receipt, Role, Sampling, Turn
 
 if TYPE_CHECKING:
     from .engine import MemoryEngine
     from .kv_files import SegmentFiles
     from .store.timeline import Timeline
 
-HISTORY_SEEN = 20
-"""Turns before a new one that its rendering may depend on."""
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a Runtime does for a Session.
+
+    Attributes:
+        open_engine: takes up the Session's keys and values from disk.
+        branch: makes a child with the first turns of a Session.
+        damaged: Blocks of the Session that ``verify`` finds damaged.
+    """
+
+    open_engine: OpenEngine
+    branch: Callable[[Session, str, int | None], Session]
+    damaged: Callable[[], set[int]]
 
 
 class Session:
     """One agent's timeline. Made by :meth:`Runtime.session`; a context manager.
 
     Args:
-        timeline: its durable truth.
-        chat: how messages become token ids.
-        make_engine: makes the engine for a head of that many tokens.
-        root: hash its history begins with, of system prompt and tools.
-        options: limits.
+        conversation: its turns.
+        services: what the Runtime does for it.
+        timeout: seconds a second thread waits.
     """
 
-    def __init__(
-        self,
-        timeline: Timeline,
-        chat: ChatFormat,
-        make_engine: Callable[[int], tuple[MemoryEngine, SegmentFiles]],
-        root: Callable[[str | None, Sequence[Mapping[str, Any]]], str],
-        *,
-        head_limit: int,
-        max_turn_tokens: int,
-        timeout: float,
-        branch: Callable[[Session, str, int | None], Session],
-        damaged: Callable[[], set[int]],
-    ) -> None:
-        self._timeline, self._chat, self._make_engine, self._root, self._branch = timeline, chat, make_engine, root, branch
-        self._damaged = damaged
-        self._head_limit, self._max_turn_tokens, self._timeout = head_limit, max_turn_tokens, timeout
-        self._lock, self._pid, self._closed = threading.RLock(), os.getpid(), False
+    def __init__(self, conversation: Conversation, services: Services, *, timeout: float) -> None:
+        self._conversation, self._services, self._timeout = conversation, services, timeout
+        self._timeline: Timeline = conversation.timeline
+        self._lock, self._pid, self._closed = threading.Lock(), os.getpid(), False
         self._engine: MemoryEngine | None = None
         self._files: SegmentFiles | None = None
+        self._streamed: Generator[str, None, None] | None = None
         self.last_recall: Recall | None = None
 
     @property
@@ -90,8 +87,8 @@ class Session:
 
     def turns(self, start: int = 0, stop: int | None = None) -> list[Turn]:
         """Turns ``[start, stop)``."""
-        with self._held():
-            return self._timeline.turns(start, stop)
+        self._check_open()
+        return self._timeline.turns(start, stop)
 
     def configure(self, *, system: str | None = None, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         """Set the head: system prompt and tool schemas, which are always attended. Doing it again with the same changes nothing.
@@ -101,19 +98,7 @@ class Session:
             ConfigError: the Session has another head, or turns already.
         """
         with self._held():
-            known_system, known_tools = self._head()
-            if self._timeline.turn_count:
-                if (known_system, known_tools) != (system, list(tools)):
-                    raise ConfigError(f"session {self.name!r} has another system prompt or other tools; fork it, or use a new session")
-                return
-            ids = self._chat.head(system, tools)
-            if len(ids) > self._head_limit:
-                raise HeadTooLong(
-                    f"system prompt and tools take {len(ids)} tokens, more than a quarter of the window ({self._head_limit}); shorten them"
-                )
-            if system is None and not tools and not ids:
-                return
-            self._commit("system", system or "", ids, {"head": True, "tools": list(tools)}, self._root(system, tools))
+            self._conversation.configure(system, tools)
 
     def append(
         self,
@@ -145,17 +130,7 @@ class Session:
     def append_message(self, message: Message, *, prefill: bool = True, progress: Callable[[int], None] | None = None) -> Receipt:
         """:meth:`append` for a whole message, with tool calls."""
         with self._held():
-            self._need_head()
-            ids = self._render(message)
-            if len(ids) > self._max_turn_tokens:
-                raise TurnTooLarge(
-                    f"a turn of {len(ids)} tokens is over max_turn_tokens={self._max_turn_tokens}; split it, or raise the limit"
-                )
-            meta: dict[str, Any] = {"tool_calls": _calls_to_json(message.tool_calls)} if message.tool_calls else {}
-            if message.tool_call_id is not None:
-                meta["tool_call_id"] = message.tool_call_id
-            chain = self._chat.chain(self._chain(), message)
-            turn = self._commit(message.role, clean_text(message.content), ids, meta, chain, name=message.name)
+            turn = self._conversation.append(message)
             if prefill:
                 self._engine_now().catch_up(self._timeline.token_count, progress)
             return Receipt(turn.index, turn.tokens, durable=True)
@@ -185,21 +160,24 @@ class Session:
             stop: strings that end the reply.
             hooks: transformers' ``processors``, ``stopping``, ``streamer``; and ``cancelled``, asked before each token.
         """
+        end_ids = self._conversation.end_ids
+        request = GenerationRequest((), max_new_tokens, sampling or Sampling(), tuple(stop), end_ids)
+        self._streamed = self._generate(request, hooks)
+        return self._streamed
+
+    def _generate(self, request: GenerationRequest, hooks: Mapping[str, Any]) -> Generator[str, None, None]:
         with self._held():
-            self._need_head()
-            system, tools = self._head()
-            prompt = self._chat.generation_prompt(previous=self._recent(), system=system, tools=tools)
-            request = GenerationRequest(tuple(prompt), max_new_tokens, sampling or Sampling(), tuple(stop), self._chat.end_ids)
+            prompt = self._conversation.prompt()
+            request = replace(request, prompt=tuple(prompt))
             trace, generated, texts = Trace(), [], []
-            count = self._timeline.token_count
-            pieces = self._engine_now().generate(count, request, trace, **hooks)
+            pieces = self._engine_now().generate(self._timeline.token_count, request, trace, **hooks)
             reason = "cancelled"
             try:
                 while True:
                     try:
                         piece = next(pieces)
                     except StopIteration as end:
-                        reason = end.value or "stop"
+                        reason = end.value
                         break
                     generated.append(piece.token)
                     texts.append(piece.text)
@@ -208,23 +186,8 @@ class Session:
             finally:
                 pieces.close()
             if reason != "cancelled":
-                self._commit_reply(prompt, generated, "".join(texts), trace, {"finish_reason": reason})
-
-    def _commit_reply(self, prompt: list[int], generated: list[int], text: str, trace: Trace, meta: dict[str, Any]) -> None:
-        _, tools = self._head()
-        parsed: ParsedReply = self._chat.parse(
-            generated, text if meta["finish_reason"] == "stop" and not _has_markup(text) else None, tools
-        )
-        recall = make_recall(trace, self._timeline)
-        ids = [*prompt, *generated, *self._chat.closing(generated)]
-        meta = {**meta, "generated": len(generated)}
-        if parsed.tool_calls:
-            meta["tool_calls"] = _calls_to_json(parsed.tool_calls)
-        if parsed.reasoning:
-            meta["reasoning"] = parsed.reasoning
-        message = Message("assistant", parsed.content, None, parsed.tool_calls)
-        self._commit("assistant", parsed.content, ids, meta, self._chat.chain(self._chain(), message), recall=recall.to_dict())
-        self.last_recall = recall
+                self.last_recall = make_recall(trace, self._timeline)
+                self._conversation.append_reply(prompt, generated, "".join(texts), reason, self.last_recall)
 
     def prefill(self, progress: Callable[[int], None] | None = None) -> None:
         """Make the keys and values of every committed token now."""
@@ -244,45 +207,13 @@ class Session:
                 engine.catch_up(self._timeline.token_count)
                 if self._files is not None:
                     self._files.flush(engine.kv, engine.final, whole=False)
-            return self._branch(self, name, at)
+            return self._services.branch(self, name, at)
 
     def repair(self, progress: Callable[[int], None] | None = None) -> tuple[int, ...]:
-        """Make damaged Blocks again from their tokens, in timeline order, and write them in place of the damaged ones.
-
-        The result is approximate where a damaged Block was made from memory that is damaged too. Blocks inherited from a parent
-        are repaired in the parent.
-
-        Args:
-            progress: told the number of Blocks done after each Segment.
-
-        Returns:
-            The Blocks that were made again.
-        """
+        """Make damaged Blocks again from their tokens; see :func:`agent_memory.repair.repair_blocks`."""
         with self._held():
-            damaged = self._damaged()
-            fixed: list[int] = []
-            for row in self._timeline.segments():
-                blocks = sorted(block for block in damaged if row.first_block <= block < row.stop)
-                if blocks and self._timeline.owns(row):
-                    self._rebuild(row.first_block, row.stop, blocks)
-                    fixed += blocks
-                    if progress is not None:
-                        progress(len(blocks))
-            return tuple(fixed)
-
-    def _rebuild(self, first: int, stop: int, blocks: list[int]) -> None:
-        """Write one Segment anew: sound Blocks as they are, damaged ones made again."""
-        self._forget_engine()
-        engine = self._engine_now()
-        if self._files is None:
-            raise SessionClosed(f"session {self.name!r} has no files; open it again")
-        again = engine.rebuild(range(blocks[0], stop), self._files)
-        parts = [
-            {name: rows[block - blocks[0], None] for name, rows in again.items()} if block in blocks else engine.kv.stored(block, block + 1)
-            for block in range(first, stop)
-        ]
-        self._files.write(first, {name: torch.cat([part[name] for part in parts]) for name in again}, repair=True)
-        self._forget_engine()
+            self._forget_engine()
+            return repair_blocks(self._timeline, self._services.damaged(), self._services.open_engine, progress)
 
     def _forget_engine(self) -> None:
         """The next use reads keys and values from disk again."""
@@ -312,6 +243,7 @@ class Session:
         """
         if self._closed or self._pid != os.getpid():
             return
+        self._end_stream()
         try:
             if keep and self._engine is not None and self._files is not None and self._timeline.token_count:
                 self._engine.catch_up(self._timeline.token_count)
@@ -332,64 +264,31 @@ class Session:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """This thread alone uses the Session; another one waits at most the timeout."""
-        if self._pid != os.getpid():
-            raise SessionClosed(f"session {self.name!r} was opened before this process was forked; open it again here")
+        """One use at a time: another thread, or a reply that is still being streamed, makes this wait at most the timeout."""
+        self._check_open()
         if not self._lock.acquire(timeout=self._timeout):
-            raise SessionBusy(f"{self.namespace}/{self.name}", "another thread")
+            raise SessionBusy(f"{self.namespace}/{self.name}", "another thread, or a reply that is still being streamed")
         try:
-            if self._closed:
-                raise SessionClosed(f"session {self.name!r} is closed; open it again")
+            self._check_open()
             yield
         finally:
             self._lock.release()
 
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise SessionClosed(f"session {self.name!r} was opened before this process was forked; open it again here")
+        if self._closed:
+            raise SessionClosed(f"session {self.name!r} is closed; open it again")
+
+    def _end_stream(self) -> None:
+        """Cancel a reply nobody reads to its end."""
+        if self._streamed is not None:
+            try:
+                self._streamed.close()
+            except ValueError:  # another thread is inside it
+                raise SessionBusy(f"{self.namespace}/{self.name}", "another thread") from None
+
     def _engine_now(self) -> MemoryEngine:
         if self._engine is None:
-            first = self._timeline.turns(0, 1)
-            head = first[0].tokens if first and first[0].meta.get("head") else 0
-            self._engine, self._files = self._make_engine(head)
+            self._engine, self._files = self._services.open_engine()
         return self._engine
-
-    def _head(self) -> tuple[str | None, list[Mapping[str, Any]]]:
-        """System prompt and tools; (None, []) without a head."""
-        first = self._timeline.turns(0, 1)
-        if not first or not first[0].meta.get("head"):
-            return None, []
-        return first[0].text or None, list(first[0].meta.get("tools", []))
-
-    def _need_head(self) -> None:
-        """Some templates open every conversation with ids of their own (BOS); they are the head then."""
-        if self._timeline.turn_count == 0:
-            self.configure()
-
-    def _recent(self) -> list[Message]:
-        turns = self._timeline.turns(max(0, self._timeline.turn_count - HISTORY_SEEN), self._timeline.turn_count)
-        return [to_message(turn) for turn in turns if not turn.meta.get("head")]
-
-    def _render(self, message: Message) -> list[int]:
-        system, tools = self._head()
-        return self._chat.append(message, previous=self._recent(), system=system, tools=tools)
-
-    def _chain(self) -> str:
-        return self._timeline.chain or self._root(None, ())
-
-    def _commit(
-        self, role: Role, text: str, ids: Sequence[int], meta: dict[str, Any], chain: str, *, name: str | None = None, recall: Any = None
-    ) -> Turn:
-        tokens = np.asarray(ids, dtype=np.int32)
-        return self._timeline.append_turn(role, text, tokens, name=name, chain=chain, meta=meta, recall=recall)
-
-
-def to_message(turn: Turn) -> Message:
-    """The message a turn was made from."""
-    calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in turn.meta.get("tool_calls", ()))
-    return Message(turn.role, turn.text, turn.name, calls, turn.meta.get("tool_call_id"))
-
-
-def _calls_to_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
-    return [{"id": call.id, "name": call.name, "arguments": dict(call.arguments)} for call in calls]
-
-
-def _has_markup(text: str) -> bool:
-    return "<tool_call>" in text or "<think>" in text or "</think>" in text

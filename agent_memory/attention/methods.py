@@ -16,7 +16,10 @@ from .positions import PackedPositions, PositionMap, TruePositions
 from .selectors import RecallSelector, Selector, TopKSelector, WindowSelector
 from .selectors.recall import RecallRule
 
+Choosers = frozenset[int] | None
+
 LARGEST_DEFAULT = 8192
+"""Tokens the attended set has at most by default, however wide the trained window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,19 @@ class Method:
         sizes: the attended set; None attends to everything (``full``).
         selector: which tokens of memory.
         positions: where they stand.
+        choosers: layers that choose; a layer after one of them takes its choice, one before them recalls nothing. None: every
+            full-attention layer chooses for itself, as in the papers.
     """
 
     name: str
     sizes: Sizes | None
     selector: Selector
     positions: PositionMap = field(default_factory=PackedPositions)
+    choosers: frozenset[int] | None = None
+
+    def chooses(self, layer: int) -> bool:
+        """Whether a layer makes a choice of its own."""
+        return self.choosers is None or layer in self.choosers
 
     @property
     def recalls(self) -> bool:
@@ -83,28 +93,27 @@ def derive_sizes(window: int, head: int) -> Sizes:
     return Sizes(sink, max(recalled, BLOCK_TOKENS), local)
 
 
-def _recall(window: int, head: int, ops: Operations) -> Method:
+def _recall(window: int, head: int, ops: Operations, choosers: Choosers) -> Method:
     sizes = derive_sizes(window, head)
-    blocks = sizes.recalled // BLOCK_TOKENS
-    return Method("recall", sizes, RecallSelector(RecallRule(blocks=blocks, survivors=8 * blocks), ops))
+    return Method("recall", sizes, RecallSelector(RecallRule(blocks=sizes.recalled // BLOCK_TOKENS), ops), choosers=choosers)
 
 
-def _reattention(window: int, head: int, ops: Operations) -> Method:
+def _reattention(window: int, head: int, ops: Operations, choosers: Choosers) -> Method:
     """methods.md 10.4: k 4, span 32, and as many named keys as the window has room for, as the paper's k' * s + L fills its own."""
     sizes = derive_sizes(window, head)
     return Method("reattention", sizes, TopKSelector(k=4, clip=sizes.recalled // 32, span=32, ops=ops))
 
 
-def _streaming(window: int, head: int, ops: Operations) -> Method:
+def _streaming(window: int, head: int, ops: Operations, choosers: Choosers) -> Method:
     sizes = derive_sizes(window, head)
     return Method("streaming", Sizes(sizes.sink, 0, sizes.local + sizes.recalled), WindowSelector())
 
 
-def _full(window: int, head: int, ops: Operations) -> Method:
+def _full(window: int, head: int, ops: Operations, choosers: Choosers) -> Method:
     return Method("full", None, WindowSelector(), TruePositions())
 
 
-METHODS: dict[str, Callable[[int, int, Operations], Method]] = {
+METHODS: dict[str, Callable[[int, int, Operations, Choosers], Method]] = {
     "full": _full,
     "reattention": _reattention,
     "recall": _recall,
@@ -113,12 +122,19 @@ METHODS: dict[str, Callable[[int, int, Operations], Method]] = {
 """Every method by name; each is made for a trained window and a head length."""
 
 
-def make_method(name: str, window: int, head: int = 0, backend: str = "auto") -> Method:
+def make_method(name: str, window: int, head: int = 0, *, choosers: Choosers = None, backend: str = "auto") -> Method:
     """Make a method for a model's trained window.
+
+    Args:
+        name: of :data:`METHODS`.
+        window: trained window in tokens.
+        head: tokens of system prompt and tool schemas.
+        choosers: layers that choose for ``recall``; None is all.
+        backend: kernel implementation.
 
     Raises:
         ConfigError: no such method, or a window too small for it.
     """
     if name not in METHODS:
         raise ConfigError(f"no method named {name!r}; choose one of {', '.join(sorted(METHODS))}")
-    return METHODS[name](window, head, operations(backend))
+    return METHODS[name](window, head, operations(backend), choosers)

@@ -1,40 +1,26 @@
 """One forward pass over memory: each layer appends its keys and values, then attends to sink, recalled, local and own tokens.
 
 Knows the absolute grid of query groups; does not know models, text or files. While a group ends inside the attended set it attends to
-everything at true positions; beyond, each group of 16 queries shares one selection, whatever the forward was cut into.
+everything at true positions; beyond, the queries of a group of 16 share one selection, whatever the forward was cut into. A token that is
+decoded chooses alone: the other queries of its group would only crowd out what it looks for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from agent_memory_kernels import Operations
 
+from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .positions import Attended, TruePositions
 from .region import LayerRule, Region, Rotary, attend
-from .selectors import Bounds
+from .selectors import Bounds, Selection
 from .trace import Trace
-
-
-@dataclass(slots=True)
-class GroupQueries:
-    """Queries of the group that is still filling, one buffer ``[H, group, d]`` a layer: decoding votes with all of them."""
-
-    layers: dict[int, Tensor] = field(default_factory=dict)
-
-    def extend(self, layer: int, queries: Tensor, start: int, group: int) -> Tensor:
-        """Queries ``[H, T, d]`` from token ``start`` on, headed by those before them in the same group."""
-        offset = start % group
-        return queries if offset == 0 else torch.cat([self.layers[layer][:, :offset], queries], dim=1)
-
-    def keep(self, layer: int, queries: Tensor) -> None:
-        """Remember the queries ``[H, T, d]`` of a group that may go on."""
-        self.layers[layer] = queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,6 @@ class MemoryStep:
         rotary: the model's rotation.
         ops: kernel implementation.
         span: ``(start, stop)``.
-        queries: queries of a group broken by an earlier step.
         trace: counts selections, if given.
     """
 
@@ -82,12 +67,12 @@ class MemoryStep:
         rotary: Rotary,
         ops: Operations,
         span: tuple[int, int],
-        queries: GroupQueries,
         trace: Trace | None = None,
     ) -> None:
-        self.kv, self.method, self.rotary, self.ops, self.queries, self.trace = kv, method, rotary, ops, queries, trace
+        self.kv, self.method, self.rotary, self.ops, self.trace = kv, method, rotary, ops, trace
         self.start, self.stop = span
         group = 1 if method.sizes is None else method.sizes.group
+        self._chosen: dict[int, Selection] = {}
         self.pieces = cut(self.start, self.stop, method.attended, group)
 
     def attend(self, rule: LayerRule, q: Tensor, k: Tensor, v: Tensor, sliding: int | None = None) -> Tensor:
@@ -131,28 +116,37 @@ class MemoryStep:
         if sizes is None:
             raise RuntimeError("a method without sizes attends densely")
         group = sizes.group
-        voters = self.queries.extend(rule.index, q, piece.start, group)
         first = piece.start - piece.start % group
-        if piece.stop % group:
-            self.queries.keep(rule.index, voters)
-        count = max(1, (piece.stop - first) // group)
-        length = (piece.stop - first) // count
-        asked = voters.reshape(voters.shape[0], count, length, -1).transpose(0, 1)
-        attended = self._attended(rule, asked, first, length, sizes)
-        own = asked[:, :, piece.start - first :] if count == 1 else asked
-        attended = Attended(attended.keys, attended.values, attended.tokens, attended.queries[:, -own.shape[2] :])
-        out = attend(own, self.method.positions.regions(attended), self.rotary, rule, self.ops)
+        count = max(1, (piece.stop - piece.start) // group)
+        asked = q.reshape(q.shape[0], count, -1, q.shape[-1]).transpose(0, 1)
+        attended = self._attended(rule, asked, first, piece.stop - (count - 1) * group - first, sizes)
+        out = attend(asked, self.method.positions.regions(attended), self.rotary, rule, self.ops)
         return out.permute(0, 2, 1, 3).flatten(0, 1)
 
+    def _choose(self, rule: LayerRule, asked: Tensor, bounds: Bounds, layer: LayerKV) -> Selection:
+        """This layer's own choice, or that of the last layer that chose for the same groups."""
+        place = int(bounds.stops[0])
+        if not self.method.chooses(rule.index):
+            return self._chosen.get(place) or _nothing(asked.shape[0], asked.device)
+        chosen = self.method.selector.select(asked, rule.scaling, bounds, layer)
+        self._chosen[place] = chosen
+        if self.trace is not None:
+            self.trace.lose(self.kv.lost)
+            self.trace.choose(chosen.tokens, bounds.block, chosen.exact, chosen.certified, chosen.keys_scored)
+        return chosen
+
     def _attended(self, rule: LayerRule, asked: Tensor, first: int, length: int, sizes: Sizes) -> Attended:
-        """Sink, selected, local and own tokens of groups ``asked [G, H, length, d]`` that start at ``first``, one ``group`` apart."""
+        """Sink, selected, local and own tokens of groups ``asked [G, H, T, d]``.
+
+        The groups start at ``first``, one ``group`` apart; their last ``T`` of ``length`` tokens ask.
+        """
         layer, count, device = self.kv.layers[rule.index], asked.shape[0], asked.device
         starts = first + torch.arange(count, device=device) * sizes.group
         bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
-        chosen = self.method.selector.select(asked, rule.scaling, bounds, layer)
+        chosen = self._choose(rule, asked, bounds, layer)
         near_k, near_v = layer.window.spans(first - sizes.local, sizes.group, count, sizes.local + length)
         near = (starts - sizes.local)[:, None] + torch.arange(sizes.local + length, device=device)
-        queries = near[:, sizes.local :]
+        queries = near[:, -asked.shape[2] :]
         sink = layer.sink[:, None].expand(-1, count, -1, -1, -1)
         sink_tokens = torch.arange(sizes.sink, device=device).expand(count, -1)
         scope = chosen.tokens.shape[1]
@@ -164,11 +158,12 @@ class MemoryStep:
             tokens.append(chosen.tokens.masked_fill(~gathered.valid, -1))
             if self.trace is not None:
                 self.trace.read(gathered.blocks, gathered.tiers)
-        if self.trace is not None:
-            self.trace.lose(self.kv.lost)
-            self.trace.choose(chosen.tokens, bounds.block, chosen.exact, chosen.certified, chosen.keys_scored)
         tokens.append(near[:, None].expand(-1, scope, -1))
         return Attended(torch.cat([*parts_k, near_k], 2), torch.cat([*parts_v, near_v], 2), torch.cat(tokens, 2), queries)
+
+
+def _nothing(groups: int, device: torch.device) -> Selection:
+    return Selection(torch.empty((groups, 1, 0), dtype=torch.int64, device=device), exact=True, certified="memory", keys_scored=0)
 
 
 def _and(visible: Tensor | None, more: Tensor) -> Tensor:

@@ -201,9 +201,8 @@ def _say_answer(asked: Asked, say: Say) -> None:
     mark = "right" if asked.right else "WRONG"
     plain = "right" if asked.plain_right else "wrong"
     say(f"{mark}  {asked.question.text}")
-    say(
-        f"       {asked.answer.strip()!r}; the machine says {asked.question.value!r}; {asked.tokens_ago:,} tokens ago, {asked.seconds:.2f} s"
-    )
+    said, value = asked.answer.strip(), asked.question.value
+    say(f"       {said!r}; the machine says {value!r}; {asked.tokens_ago:,} tokens ago, {asked.seconds:.2f} s")
     for hit in asked.recalled:
         say(f"       recalled turn {hit.turn} ({hit.role}), {hit.tokens_ago:,} tokens ago, score {hit.score:.2f}, from {hit.tier}")
     say(f"       without memory: {asked.plain_answer.strip()!r} ({plain})")

@@ -6,7 +6,6 @@ Knows token indices, Blocks and the cache they live in; does not know models, me
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,55 +15,7 @@ from ..errors import BlockDamaged
 from ..types import KVLayout
 from .block import BlockSource
 from .cache import TieredCache
-from .growing import GrowingRows
-from .summary import LayerSummary
-from .window import LayerWindow
-
-
-@dataclass(frozen=True, slots=True)
-class KVPlan:
-    """What a Session keeps beside its Blocks.
-
-    Attributes:
-        sink: first tokens that are always attended, a multiple of the Block size.
-        keep: newest tokens held contiguously; None keeps all.
-        recalling: for each layer, whether it recalls (and so needs summaries).
-        every_key: also hold every key in memory, for methods that score all of them.
-    """
-
-    sink: int
-    keep: int | None
-    recalling: tuple[bool, ...]
-    every_key: bool = False
-
-    def holds_keys(self, layer: int) -> bool:
-        """Whether a layer holds every key in memory."""
-        return self.every_key and self.recalling[layer]
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """Keys and values ``[G, Hk, n, d]`` of chosen tokens; ``valid`` bool ``[G, S, n]``; Tier of each distinct Block read."""
-
-    keys: Tensor
-    values: Tensor
-    valid: Tensor
-    blocks: np.ndarray
-    tiers: np.ndarray
-
-
-class LayerKV:
-    """One layer's part of a Session."""
-
-    def __init__(self, layout: KVLayout, layer: int, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> None:
-        heads, dim = layout.kv_heads[layer], layout.head_dim[layer]
-        self.window = LayerWindow(heads, dim, plan.keep, dtype=dtype, device=device)
-        self.sink = torch.zeros((2, heads, plan.sink, dim), dtype=dtype, device=device)
-        self.summary = LayerSummary(heads, dim, device=device) if plan.recalling[layer] else None
-        self.every_key = (
-            GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if plan.every_key and plan.recalling[layer] else None
-        )
-        self.sealed = 0
+from .layer_kv import Gathered, KVPlan, LayerKV
 
 
 class SessionKV:
@@ -280,7 +231,8 @@ class SessionKV:
         self.refill()
         for layer in range(self.layout.layers):
             kv = tail[f"layers.{layer}.kv"][0].to(self.device)
-            self.append(layer, kv[0], kv[1])
+            if kv.shape[2]:
+                self.append(layer, kv[0], kv[1])
 
     def refill(self) -> None:
         """Read sink and window back from their Blocks, after ``restore``."""

@@ -58,6 +58,9 @@ class LayerSummary:
             self._rows["q8"] = GrowingRows((*tokens, head_dim), torch.int8, device=device)
             self._rows["scale"] = GrowingRows(tokens, torch.float32, device=device)
             self._rows["residual"] = GrowingRows(tokens, torch.float32, device=device)
+        # The keys a scan reads, head by head so that a pass over them is one matrix product: half the bytes and four times the
+        # speed of fp32 on a CPU. Made from the 8-bit keys, so that a Session that was reopened scans the same numbers.
+        self._scan = [GrowingRows((BLOCK_TOKENS, head_dim), torch.bfloat16, device=device) for _ in range(kv_heads if sketch else 0)]
 
     def __len__(self) -> int:
         return len(self.means)
@@ -72,13 +75,14 @@ class LayerSummary:
 
     def truncate(self, n: int) -> None:
         """Forget every Block from ``n`` on."""
-        for rows in self._rows.values():
+        for rows in (*self._rows.values(), *self._scan):
             rows.truncate(n)
 
     def fork(self, n: int) -> LayerSummary:
         """A child that knows Blocks ``[0, n)``, sharing their rows; neither disturbs the other afterwards."""
         child = LayerSummary(self.kv_heads, self.head_dim, sketch=self.sketch, device=self.device)
         child._rows = {name: rows.fork(n) for name, rows in self._rows.items()}
+        child._scan = [rows.fork(n) for rows in self._scan]
         return child
 
     @property
@@ -100,6 +104,14 @@ class LayerSummary:
     def residual(self) -> GrowingRows:
         """fp32 ``[N, Hk, 32]``: ``|key - scale * q8|``, rounded up."""
         return self._sketched("residual")
+
+    def scanned(self, head: int, count: int) -> list[Tensor]:
+        """bf16 ``[*, 32, d]``: the 8-bit keys of one KV head's first ``count`` Blocks, in one or two views that follow each other."""
+        views, left = [], count
+        for part in self._scan[head].views():
+            views.append(part[:left])
+            left -= len(views[-1])
+        return views
 
     def score_sketch(self, q: Tensor, blocks: Tensor | slice) -> SketchScores:
         """Scores of queries against the 8-bit keys of some Blocks, with their error bound.
@@ -162,13 +174,17 @@ class LayerSummary:
     @property
     def nbytes(self) -> int:
         """Bytes reserved by this summary; rows inherited by a fork are counted by the summary that made them."""
-        return sum(rows.nbytes for rows in self._rows.values())
+        return sum(rows.nbytes for rows in (*self._rows.values(), *self._scan))
 
     def _extend(self, new: Mapping[str, Tensor]) -> None:
         start = len(self)
         try:
             for name, rows in self._rows.items():
                 rows.append(new[name])
+            if self.sketch:
+                whole = _as_float(new["q8"]) * new["scale"][..., None]
+                for head, rows in enumerate(self._scan):
+                    rows.append(whole[:, head])
         except BaseException:
             # All rows grow, or none: a Block without its residual would be certified by a stale one.
             self.truncate(start)

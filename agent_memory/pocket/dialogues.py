@@ -30,6 +30,7 @@ class Shape:
     updates: float = 0.0
     unknown: float = 0.0
     odd_fields: float = 0.08
+    alike: float = 0.0
     echoes: float = 0.12
     varied: float = 0.2
     real: tuple[data.Record, ...] = ()
@@ -93,6 +94,8 @@ def _records(rng: random.Random, shape: Shape) -> list[tuple[data.Record, str]]:
     found: list[tuple[data.Record, str]] = []
     total = 0
     pool = list(shape.real)
+    # What recall brings together: facts on the same field, whose values begin alike, so that only the name tells them apart.
+    alike = rng.sample(data.FIELDS, 2) if not pool and rng.random() < shape.alike else []
     while total < shape.facts:
         near = bool(found) and rng.random() < shape.similar
         if pool:
@@ -102,6 +105,8 @@ def _records(rng: random.Random, shape: Shape) -> list[tuple[data.Record, str]]:
             record = data.make_record(rng, like=like, n_fields=min(rng.choice((1, 1, 2, 2, 3)), shape.facts - total))
         if any(record.name == other.name for other, _ in found):
             continue
+        if alike:
+            record = data.Record(record.name, {key: values.value(rng, key) for key in alike[: len(record.fields)]})
         fields = {_odd(rng, key, shape): _tangled(rng, record.name, key, text, found, shape) for key, text in record.fields.items()}
         found.append((data.Record(record.name, fields), "near" if near else "plain"))
         total += len(fields)

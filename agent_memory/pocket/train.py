@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from agent_memory.pocket import attend, batches, circuit, dialogues, exact, path
 from agent_memory.pocket import tokenizer as tokenizers
 
 LENGTHS = (128, 256, 512)
-PROMOTE = 0.9
+PROMOTE = 0.85
 
 
 def shape_for(length: int, rng: random.Random, late: float) -> dialogues.Shape:
@@ -34,7 +35,7 @@ def shape_for(length: int, rng: random.Random, late: float) -> dialogues.Shape:
     asks = {64: 1, 128: 2, 256: 5, 512: 12}[length]
     noise = rng.choice((0.0, 0.0, 0.1, 0.3))
     return dialogues.Shape(
-        facts=facts, questions=asks, noise=noise, similar=0.35, calls=rng.choice((0.0, 0.25)), updates=late, unknown=late / 2
+        facts=facts, questions=asks, noise=noise, similar=0.35, alike=0.5, calls=rng.choice((0.0, 0.25)), updates=late, unknown=late / 2
     )
 
 
@@ -44,14 +45,13 @@ class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.rng = random.Random(args.seed)
-        self.model = circuit.build(args.seed)
+        self.tokenizer = self.own_tokenizer()
+        starts = [self.tokenizer(text).input_ids for text in tokenizers.LINE_STARTS]
+        self.model = circuit.build(args.seed, tuple(ids[0] for ids in starts))
         attend.use(self.model)
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(path())
         self.renderer = batches.Renderer(self.tokenizer)
         self.pad = self.tokenizer.pad_token_id
-        self.stage, self.step, self.spent, self.best, self.late = 0, 0, 0.0, 0.0, 0.0
+        self.stage, self.step, self.spent, self.best, self.late = 0, 0, 0.0, args.floor, 0.0
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
@@ -60,6 +60,15 @@ class Trainer:
             torch.optim.AdamW(others, lr=args.adam, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
         self.rates = [args.muon, args.adam]
+
+    def own_tokenizer(self) -> Any:
+        """The tokenizer of this run, trained when it is not there."""
+        from transformers import PreTrainedTokenizerFast
+
+        folder = self.args.out / "tokenizer"
+        if not (folder / "tokenizer.json").exists():
+            tokenizers.train().save_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def rate(self) -> float:
         """Warm-up, plateau, and a linear decay over the last part of the budget."""
@@ -166,11 +175,12 @@ class Trainer:
             return
         temporary = self.args.out / "export"
         self.model.save_pretrained(temporary)
+        self.tokenizer.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps({"step": self.step, "seconds": round(self.spent), **scores}, indent=1))
-        for name in ("config.json", "generation_config.json", "training.json", "model.safetensors"):
-            staged = path() / f".{name}.tmp"
-            shutil.copyfile(temporary / name, staged)
-            os.replace(staged, path() / name)
+        for file in sorted(temporary.iterdir()):
+            staged = path() / f".{file.name}.tmp"
+            shutil.copyfile(file, staged)
+            os.replace(staged, path() / file.name)
 
     def assess(self) -> dict[str, float]:
         """Score, promote, save, and export what is best so far."""
@@ -237,6 +247,7 @@ def main() -> None:
     parser.add_argument("--gaps", type=float, default=0.25, help="share of dialogues with blocks left out")
     parser.add_argument("--fade", type=float, default=0.004, help="per step, of what layer 3 holds in fast rotary pairs")
     parser.add_argument("--decay", type=float, default=0.6, help="the part of the budget over which the rate falls")
+    parser.add_argument("--floor", type=float, default=0.0, help="export only what scores better than this")
     parser.add_argument("--stage", type=int, choices=range(len(LENGTHS)))
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--export", action=argparse.BooleanOptionalAction, default=True, help="write the package's weights")

@@ -234,5 +234,5 @@ def package(rng: random.Random) -> str:
         parts.append(rng.choice(("0", "1", "2", "1.0", "2.0", small(rng), f"{small(rng)}.{small(rng)}")))
     if rng.random() < 0.1:
         parts = [part.capitalize() for part in parts]
-    joint = rng.choice(("-", "-", "-", "-", "-", "-", "_", "_", ".", ""))
+    joint = rng.choice(("-",) * 14 + ("_", "_", "_", ".", "", ""))
     return joint.join(parts) if joint or len(parts) < 3 else "-".join(parts)

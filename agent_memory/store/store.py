@@ -44,7 +44,8 @@ class Store:
         self._files, self._health = files, Health(str(root))
         self._sessions_folder, self._locks_folder = root / "sessions", root / "locks"
         with self._health.writing("the store's folders"):
-            for folder in (root, self._sessions_folder, self._locks_folder):
+            above = [parent for parent in reversed(root.parents) if not parent.exists()]
+            for folder in (*above, root, self._sessions_folder, self._locks_folder):
                 make_folder_durably(files, folder)
         self._database = Database(index_file, files, self._health)
         self._ground = Ground(self._database, files, self._sessions_folder, self._health)

@@ -22,6 +22,10 @@ class Operations(Protocol):
         """Products of grouped queries with keys."""
         ...
 
+    def block_maxima(self, queries: Tensor, keys: list[Tensor], scale: float) -> Tensor:
+        """The best product each query has with any key of each Block."""
+        ...
+
     def vote(self, scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
         """One vote a candidate, from the scores all queries gave it."""
         ...

@@ -11,6 +11,9 @@ from torch import Tensor
 
 EMPTY = float("-inf")
 
+PRODUCTS_AT_ONCE = 1 << 19
+"""Products of queries and keys held at a time: they stay in one core's cache."""
+
 
 def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """Scaled products of grouped queries with keys, in fp32.
@@ -24,6 +27,30 @@ def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         ``[G, S, m, n]`` fp32.
     """
     return torch.matmul(queries.float() * scale, keys.float().transpose(-1, -2))
+
+
+def block_maxima(queries: Tensor, keys: list[Tensor], scale: float) -> Tensor:
+    """The best product each query has with any key of each Block; the products themselves are never all held.
+
+    Args:
+        queries: ``[rows, d]``, not rotated.
+        keys: views ``[*, block, d]`` that follow each other, in a dtype the products are made in (bf16 on a CPU).
+        scale: logit factor.
+
+    Returns:
+        ``[rows, blocks]`` fp32.
+    """
+    rows, dtype = queries.shape[0], keys[0].dtype
+    asked = (queries.float() * scale).to(dtype).transpose(0, 1).contiguous()
+    best = queries.new_empty((sum(len(part) for part in keys), rows), dtype=torch.float32)
+    done = 0
+    for part in keys:
+        step = max(1, PRODUCTS_AT_ONCE // (rows * part.shape[1]))
+        for chunk in part.split(step):
+            products = chunk.reshape(-1, chunk.shape[-1]) @ asked
+            best[done : done + len(chunk)] = products.view(len(chunk), chunk.shape[1], rows).amax(1)
+            done += len(chunk)
+    return best.transpose(0, 1)
 
 
 def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ class FakeRuntime:
         self.folder, self.script = folder, script
         self.opened: list[tuple[str, str, FileSession]] = []
         self.closed = 0
+        self.closed_in = ""
 
     @contextmanager
     def session(self, name: str, namespace: str = "default") -> Iterator[FileSession]:
@@ -95,6 +97,7 @@ class FakeRuntime:
             yield opened
         finally:
             self.closed += 1
+            self.closed_in = threading.current_thread().name
 
 
 def call(name: str, **arguments: Any) -> str:

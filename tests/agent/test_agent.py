@@ -286,6 +286,7 @@ def test_async_run_can_be_left(tmp_path: Path) -> None:
     runtime = FakeRuntime(tmp_path, "A long answer that nobody waits for.")
     in_loop(lambda: Agent(runtime).arun("s", "Well?"), stop=TextPiece)
     assert talk(runtime) == [("user", "Well?")] and runtime.opened[0][2].cancelled == runtime.closed == 1
+    assert runtime.closed_in.startswith("agent")
 
 
 def test_async_run_hands_on_errors(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method
 from agent_memory.attention.region import LayerRule
-from agent_memory.attention.step import GroupQueries, MemoryStep
+from agent_memory.attention.step import MemoryStep
 from agent_memory.attention.trace import Trace
 from agent_memory.memory.cache import TieredCache
-from agent_memory.memory.session_kv import KVPlan, SessionKV
+from agent_memory.memory.layer_kv import KVPlan
+from agent_memory.memory.session_kv import SessionKV
 from agent_memory.model.attach import Attachment, attach
 from agent_memory.types import Budget, KVLayout
 from agent_memory_kernels import operations
@@ -41,12 +42,11 @@ class Driver:
         keep = None if sizes is None else sizes.attended + 256
         plan = KVPlan(32 if sizes is None else sizes.sink, keep, tuple(method.recalls for _ in layers), method.selector.needs_every_key)
         self.kv = SessionKV(layout, plan, cache, NoDisk())
-        self.queries = GroupQueries()
         self.steps: list[MemoryStep] = []
 
     def feed(self, ids: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
         start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), self.queries, trace)
+        step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), trace)
 
         class Adapter:
             def attend(self, layer, q, k, v, *, scaling, sinks, softcap):
@@ -71,7 +71,8 @@ def model() -> LlamaForCausalLM:
         max_position_embeddings=WINDOW,
         initializer_range=0.3,
     )
-    return LlamaForCausalLM(config).eval()
+    made: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from agent_memory.attention.selectors import Bounds, RecallSelector, TopKSelector
 from agent_memory.attention.selectors.recall import RecallRule
 from agent_memory.memory.growing import GrowingRows
-from agent_memory.memory.session_kv import LayerKV
+from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.summary import LayerSummary
 from agent_memory_kernels import operations
 
@@ -92,7 +92,7 @@ def test_exact_recall_is_the_rule_over_every_key(seed):
     g = torch.Generator().manual_seed(seed)
     keys = torch.randn(2, 4096, 32, generator=g)
     queries = torch.randn(2, 4, 16, 32, generator=g) * 2
-    selector = RecallSelector(RecallRule(blocks=7, survivors=0, exact=True), operations())
+    selector = RecallSelector(RecallRule(blocks=7, scan="exact", pool=False), operations())
     chosen = selector.select(queries, 32**-0.5, bounds_of([4096, 3001], 4096), layer_of(keys))
     assert chosen.exact and chosen.certified == "memory"
     assert selected_blocks(chosen.tokens[0]) == recall_oracle(queries[0], keys, 4096, 7, 32**-0.5)
@@ -107,7 +107,7 @@ def test_int8_certificate_holds_where_it_is_given_and_is_given_where_keys_differ
         queries = torch.randn(1, 2, 16, 32, generator=g)
         for block in range(7):  # seven clear answers
             keys[0, 64 + 100 * block] = queries[0, 0, block] * 4
-        chosen = RecallSelector(RecallRule(blocks=7, survivors=64), operations()).select(
+        chosen = RecallSelector(RecallRule(blocks=7, scan="means", survivors=64, pool=False), operations()).select(
             queries, 1.0, bounds_of([1024], 1024), layer_of(keys)
         )
         if chosen.exact:
@@ -120,7 +120,7 @@ def test_prefiltered_recall_does_not_call_itself_exact():
     g = torch.Generator().manual_seed(0)
     keys, queries = torch.randn(1, 4096, 32, generator=g), torch.randn(1, 4, 16, 32, generator=g)
     for survivors, certificates in ((0, {"no"}), (16, {"no", "survivors"})):
-        rule = RecallRule(blocks=7, survivors=survivors)
+        rule = RecallRule(blocks=7, scan="means", survivors=survivors)
         chosen = RecallSelector(rule, operations()).select(queries, 1.0, bounds_of([4096], 4096), layer_of(keys))
         assert not chosen.exact
         assert chosen.certified in certificates
@@ -128,7 +128,7 @@ def test_prefiltered_recall_does_not_call_itself_exact():
 
 def test_everything_fits_is_exact_and_keeps_out_local_tokens():
     keys = torch.randn(1, 256, 8, generator=torch.Generator().manual_seed(0))
-    selector = RecallSelector(RecallRule(blocks=7, survivors=56), operations())
+    selector = RecallSelector(RecallRule(blocks=7), operations())
     chosen = selector.select(torch.randn(1, 2, 16, 8), 1.0, bounds_of([112], 256), layer_of(keys))
     tokens = chosen.tokens[0, 0]
     assert tokens[tokens >= 0].tolist() == list(range(32, 112))
@@ -139,7 +139,7 @@ def test_lost_blocks_are_never_chosen_and_nothing_is_exact_then():
     keys = torch.zeros(1, 1024, 8)
     keys[:, 320:352] = 5.0
     queries = torch.ones(1, 2, 16, 8)
-    for selector in (RecallSelector(RecallRule(blocks=2, survivors=16), operations()), TopKSelector(4, 7, 32, operations())):
+    for selector in (RecallSelector(RecallRule(blocks=2), operations()), TopKSelector(4, 7, 32, operations())):
         assert 10 in selected_blocks(selector.select(queries, 1.0, bounds_of([1024], 1024), layer_of(keys)).tokens[0])[0]
         chosen = selector.select(queries, 1.0, bounds_of([1024], 1024, lost=(10,)), layer_of(keys))
         assert not chosen.exact
@@ -156,6 +156,6 @@ def test_one_sharp_query_is_heard_only_when_votes_are_normalised(vote):
     queries = torch.zeros(1, 1, 2, dim)
     queries[0, 0, 0, 0], queries[0, 0, 1, 1] = 1.0, 1.0
     keys[:, ::7, 0] += 0.1
-    rule = RecallRule(blocks=1, survivors=64, vote=vote)
+    rule = RecallRule(blocks=1, vote=vote)
     chosen = RecallSelector(rule, operations()).select(queries, 4.0, bounds_of([2048], 2048), layer_of(keys))
     assert (selected_blocks(chosen.tokens[0])[0] == [31]) == (vote == "softmax")

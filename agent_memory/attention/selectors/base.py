@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...memory.session_kv import LayerKV
+from ...memory.layer_kv import LayerKV
 from ...types import Certificate
 
 

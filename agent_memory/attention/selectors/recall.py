@@ -1,11 +1,13 @@
-"""``recall``, our own selection: mean keys prefilter Blocks, int8 keys with a residual bound rescore the survivors.
+"""``recall``, our own selection: every key is scanned, and each Block gets its best vote.
 
-Knows summaries only; reads no Block. Each query's scores are normalised over what was scored before the group takes the maximum,
-so that one query with a sharp match is not outvoted by many vague ones.
+Knows summaries only; reads no Block. A query's scores are normalised over everything it scored before the group takes the maximum, so
+that one query with a sharp match is not outvoted by many vague ones. Mean keys as a prefilter are there for models whose keys in a
+Block are alike; where every key stands for itself (copying heads) the mean of 32 keys says nothing (docs/methods.md has the figures).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from agent_memory_kernels import Operations
 
-from ...memory.session_kv import LayerKV
+from ...memory.layer_kv import LayerKV
 from ...memory.summary import LayerSummary
 from ...types import BLOCK_TOKENS
 from .base import Bounds, Selection, by_kv_head
@@ -32,17 +34,22 @@ class RecallRule:
 
     Attributes:
         blocks: Blocks recalled for each choice.
-        survivors: Blocks whose keys are scored; 0 decides by mean keys alone.
+        scan: ``keys`` scans every key in 16 bits; ``means`` prefilters by mean keys and scores the keys of ``survivors`` in 8 bits
+            with an error bound; ``exact`` scores every key in fp32, and keeps them all in memory.
+        survivors: Blocks the ``means`` prefilter leaves; 0 decides by mean keys alone.
         vote: ``softmax`` (normalised per query) or ``max`` (raw).
         scope: who shares a choice: each ``kv_head`` its own, or the whole ``layer``.
-        exact: score every stored key in fp32 instead; keeps them all in memory.
+        floor: Blocks whose vote is under this share of the best one's are left out: they would only distract. 0 keeps them.
+        pool: score the mean of the query heads that share a KV head instead of each of them.
     """
 
     blocks: int
-    survivors: int
+    scan: Literal["keys", "means", "exact"] = "keys"
+    survivors: int = 64
     vote: Literal["softmax", "max"] = "softmax"
     scope: Literal["kv_head", "layer"] = "kv_head"
-    exact: bool = False
+    floor: float = 0.0
+    pool: bool = True
 
 
 class RecallSelector:
@@ -50,40 +57,60 @@ class RecallSelector:
 
     def __init__(self, rule: RecallRule, ops: Operations) -> None:
         self.rule, self._ops = rule, ops
-        self.needs_every_key = rule.exact
+        self.needs_every_key = rule.scan == "exact"
 
     def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
-        """Choose Blocks for groups, a few groups at a time so that scores stay small."""
+        """Choose Blocks for groups of queries."""
         rows = by_kv_head(queries, _summary(layer).kv_heads)
+        if self.rule.pool:
+            rows = rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2)
         candidates = bounds.candidates()
-        count = candidates.shape[1]
-        keys = count * bounds.block if self.rule.exact else max(count, self.rule.survivors * bounds.block)
-        per_group = rows.shape[1] * rows.shape[2] * max(1, keys)
-        step = max(1, SCORES_AT_ONCE // per_group)
-        choose = self._choose_exactly if self.rule.exact else self._choose
-        parts = [choose(rows[at : at + step], scaling, candidates[at : at + step], layer) for at in range(0, rows.shape[0], step)]
-        blocks = torch.cat([part[0] for part in parts])
-        proven = all(part[1] for part in parts)
-        whole = all(part[2] for part in parts)
+        blocks, proven, whole, scored = self._choose(rows, scaling, candidates, layer)
         return Selection(
             bounds.tokens(blocks),
             exact=proven and whole and not bounds.lost.any(),
             certified="no" if not proven else "memory" if whole else "survivors",
-            keys_scored=sum(part[3] for part in parts),
+            keys_scored=scored,
         )
 
     def _choose(self, rows: Tensor, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
+        if int(candidates.sum(1).max()) <= self.rule.blocks:
+            every = candidates[:, None].float().masked_fill(~candidates[:, None], float("-inf"))
+            return self._ops.select(every, self.rule.blocks), True, True, 0
+        if self.rule.scan == "keys":
+            return self._scan(rows, scaling, candidates, _summary(layer))
+        choose = self._choose_exactly if self.rule.scan == "exact" else self._choose_by_means
+        keys = (
+            candidates.shape[1] * BLOCK_TOKENS
+            if self.rule.scan == "exact"
+            else max(candidates.shape[1], self.rule.survivors * BLOCK_TOKENS)
+        )
+        step = max(1, SCORES_AT_ONCE // (rows.shape[1] * rows.shape[2] * max(1, keys)))
+        parts = [choose(rows[at : at + step], scaling, candidates[at : at + step], layer) for at in range(0, rows.shape[0], step)]
+        blocks = torch.cat([part[0] for part in parts])
+        return blocks, all(part[1] for part in parts), all(part[2] for part in parts), sum(part[3] for part in parts)
+
+    def _scan(self, rows: Tensor, scaling: float, candidates: Tensor, summary: LayerSummary) -> Choice:
+        """Choose by the best key of each Block, all groups at once; each query's scores are normalised over the Blocks."""
+        groups, heads, m, dim = rows.shape
+        count = candidates.shape[1]
+        flat = rows.transpose(0, 1).reshape(heads, groups * m, dim)
+        best = torch.stack([self._ops.block_maxima(flat[head], summary.scanned(head, count), scaling) for head in range(heads)])
+        best = best.reshape(heads, groups, m, count).transpose(0, 1)
+        votes = [self._ops.vote(best[g : g + 1], candidates[g : g + 1, None], self.rule.vote) for g in range(groups)]
+        shared = self._shared(torch.cat(votes))
+        if self.rule.floor > 0:
+            shared = shared.masked_fill(shared < shared.amax(-1, keepdim=True) + math.log(self.rule.floor), float("-inf"))
+        return self._ops.select(shared, self.rule.blocks), False, True, groups * heads * count * BLOCK_TOKENS
+
+    def _choose_by_means(self, rows: Tensor, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
         """Choose by summaries."""
         summary, count = _summary(layer), candidates.shape[1]
-        most = int(candidates.sum(1).max())
-        if most <= self.rule.blocks:
-            every = self._ops.select(candidates[:, None].float().masked_fill(~candidates[:, None], float("-inf")), self.rule.blocks)
-            return every, True, True, 0
-        scored, whole = 0, most <= self.rule.survivors
+        scored, whole = 0, int(candidates.sum(1).max()) <= self.rule.survivors
         if whole:
             survivors = torch.arange(count, device=rows.device).masked_fill(~candidates[:, None], -1).expand(-1, rows.shape[1], -1)
         else:
-            means = torch.cat(summary.means.views())[:count].transpose(0, 1)
+            means = summary.means.slice(0, count).transpose(0, 1)
             coarse = self._ops.vote(self._ops.score(rows, means, scaling), candidates[:, None], self.rule.vote)
             scored = coarse.numel()
             if self.rule.survivors == 0:
@@ -100,7 +127,7 @@ class RecallSelector:
         if layer.every_key is None:
             raise RuntimeError("this layer keeps no key store")
         count = candidates.shape[1]
-        keys = torch.cat(layer.every_key.views())[:count].transpose(0, 1).flatten(1, 2)
+        keys = layer.every_key.slice(0, count).transpose(0, 1).flatten(1, 2)
         by_token = candidates[:, None].repeat_interleave(BLOCK_TOKENS, dim=2)
         votes = self._ops.vote(self._ops.score(rows, keys, scaling), by_token, self.rule.vote)
         votes = self._shared(votes.reshape(*votes.shape[:2], count, BLOCK_TOKENS).amax(-1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agent_memory_kernels import Operations
 
-from ...memory.session_kv import LayerKV
+from ...memory.layer_kv import LayerKV
 from .base import Bounds, Selection, by_kv_head
 
 SCORES_AT_ONCE = 1 << 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...memory.session_kv import LayerKV
+from ...memory.layer_kv import LayerKV
 from .base import Bounds, Selection
 
 
