@@ -10,7 +10,7 @@ def main(store: str = "./memory", model: str | None = None) -> list[AIMessage]:
     chat = ChatAgentMemory(session_id="langchain-chat", store=store, model=model, max_tokens=32)
     conversation: list[BaseMessage] = []
     answers = []
-    for question in ("Note: name: inventory-sync, version: 4.1.7.", "What is the version of inventory-sync?"):
+    for question in ("Note: inventory-sync version is 4.1.7", "What is the version of inventory-sync?"):
         conversation.append(HumanMessage(question))
         answers.append(chat.invoke(conversation))
         conversation.append(answers[-1])

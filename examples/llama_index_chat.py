@@ -9,7 +9,7 @@ def main(store: str = "./memory", model: str | None = None) -> list[ChatResponse
     llm = AgentMemory(session_id="llama-index-chat", store=store, model=model, max_tokens=32)
     conversation: list[ChatMessage] = []
     answers = []
-    for question in ("Note: name: inventory-sync, version: 4.1.7.", "What is the version of inventory-sync?"):
+    for question in ("Note: inventory-sync version is 4.1.7", "What is the version of inventory-sync?"):
         conversation.append(ChatMessage(role="user", content=question))
         answers.append(llm.chat(conversation))
         conversation.append(answers[-1].message)

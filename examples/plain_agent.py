@@ -2,7 +2,7 @@
 
 from agent_memory import Runtime
 
-RECORD = "name: inventory-sync\nversion: 4.1.7\nlicence: MIT\n"
+RECORD = "inventory-sync version: 4.1.7\ninventory-sync license: MIT"
 
 
 def main(store: str = "./memory", model: str | None = None) -> str:

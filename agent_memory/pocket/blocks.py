@@ -18,6 +18,7 @@ from agent_memory.pocket.score import load
 
 BLOCK = 32
 TOP = 7
+LOCAL = 240
 
 
 class Taps:
@@ -73,14 +74,19 @@ def history(rng: random.Random, renderer: batches.Renderer, length: int) -> tupl
 
 @torch.no_grad()
 def recall(model: Any, tokenizer: Any, questions: int = 100, length: int = 8192, seed: int = 5) -> dict[str, float]:
-    """For each layer, and for any of layers 2 to 4, the share of questions whose fact's block is among the top blocks."""
+    """For each layer, and for any of layers 2 to 4, the share of questions whose fact's block is among the top blocks.
+
+    `raw` takes the products themselves, `votes` a softmax over the history for every query and head; both are averaged
+    over the heads, and a block counts by its best key and query.
+    """
     rng = random.Random(seed)
     renderer = batches.Renderer(tokenizer)
     taps = Taps(model)
     ids, facts = history(rng, renderer, length)
     stored = keys(model, taps, torch.tensor(ids))
     far = [fact for fact in facts if fact[1] < len(ids) - 512]
-    hits = {f"layer {layer + 1}": 0 for layer in range(len(stored))} | {"any of 2 to 4": 0}
+    names = [f"layer {layer + 1}" for layer in range(len(stored))]
+    hits = {f"{kind} {name}": 0 for kind in ("raw", "votes") for name in [*names, "any of 2 to 4"]}
     for (name, key, value), at, _ in rng.sample(far, min(questions, len(far))):
         turn = dialogues.Script(
             messages=[
@@ -89,21 +95,28 @@ def recall(model: Any, tokenizer: Any, questions: int = 100, length: int = 8192,
             ]
         )
         asked = renderer.sequence(turn, circuit.WINDOW).ids
-        model.model(input_ids=torch.tensor([ids[-240:] + asked]), use_cache=False)
-        good = set()
+        model.model(input_ids=torch.tensor([ids[-LOCAL:] + asked]), use_cache=False)
+        good: set[tuple[str, int]] = set()
         for layer, stock in enumerate(stored):
-            query = taps.found["q_proj", layer][:, 240:]
-            groups = stock.repeat_interleave(query.shape[0] // stock.shape[0], 0)
-            raw = torch.einsum("htd,hnd->tn", query, groups[:, : len(ids) - 240]) / query.shape[0]
-            best = raw.amax(0)
-            count = len(best) // BLOCK
-            blocks = best[: count * BLOCK].view(count, BLOCK).amax(1)
-            if at // BLOCK in blocks.topk(TOP).indices.tolist():
-                good.add(layer)
-                hits[f"layer {layer + 1}"] += 1
-        hits["any of 2 to 4"] += bool(good - {0})
+            query = taps.found["q_proj", layer][:, LOCAL:]
+            groups = stock.repeat_interleave(query.shape[0] // stock.shape[0], 0)[:, : len(ids) - LOCAL]
+            raw = torch.einsum("htd,hnd->htn", query, groups) / circuit.HEAD**0.5
+            for kind, scores in (("raw", raw), ("votes", raw.softmax(-1))):
+                if at // BLOCK in top_blocks(scores.mean(0).amax(0)):
+                    good.add((kind, layer))
+        for kind, layer in good:
+            hits[f"{kind} {names[layer]}"] += 1
+        for kind in ("raw", "votes"):
+            hits[f"{kind} any of 2 to 4"] += any((kind, layer) in good for layer in (1, 2, 3))
     total = min(questions, len(far))
     return {name: round(count / total, 4) for name, count in hits.items()}
+
+
+def top_blocks(scores: torch.Tensor) -> list[int]:
+    """The blocks that hold the highest scores."""
+    count = len(scores) // BLOCK
+    chosen: list[int] = scores[: count * BLOCK].view(count, BLOCK).amax(1).topk(TOP).indices.tolist()
+    return chosen
 
 
 def main() -> None:

@@ -60,6 +60,8 @@ class Trainer:
             torch.optim.AdamW(others, lr=args.adam, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
         self.rates = [args.muon, args.adam]
+        self.since = 0
+        self.mean = [parameter.detach().clone() for parameter in self.model.parameters()]
 
     def own_tokenizer(self) -> Any:
         """The tokenizer of this run, trained when it is not there."""
@@ -116,6 +118,10 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.quiet()
         self.step += 1
+        self.since += 1
+        keep = min(self.args.average, self.since / (self.since + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.mean, list(self.model.parameters()), 1 - keep)
         return float(loss.detach()), ids.numel()
 
     @torch.no_grad()
@@ -151,7 +157,8 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint to resume from, written whole or not at all."""
         state = {
-            "model": self.model.state_dict(), "optimisers": [o.state_dict() for o in self.optimisers],
+            "model": self.model.state_dict(), "mean": self.mean, "since": self.since,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "stage": self.stage, "step": self.step, "spent": self.spent, "best": self.best, "late": self.late,
         }  # fmt: skip
         target = self.args.out / "checkpoint.pt"
@@ -163,11 +170,21 @@ class Trainer:
         state = torch.load(source, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.stage, self.late = state["stage"], state["late"]
+        self.mean = state.get("mean") or [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.since = state.get("since", 0)
         if not fresh:
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
             self.step, self.spent, self.best = state["step"], state["spent"], state["best"]
         self.rng = random.Random(self.args.seed + 1_000_003 * (self.step + 1))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Put the averaged weights in the place of the latest ones, and the other way round."""
+        for mean, parameter in zip(self.mean, self.model.parameters(), strict=True):
+            latest = parameter.detach().clone()
+            parameter.copy_(mean)
+            mean.copy_(latest)
 
     def export(self, scores: dict[str, float]) -> None:
         """The weights where the package finds them."""
@@ -184,6 +201,7 @@ class Trainer:
 
     def assess(self) -> dict[str, float]:
         """Score, promote, save, and export what is best so far."""
+        self.swap()  # the average over the last steps is scored and exported; training goes on from the latest
         scores = self.score()
         total = (scores["generated"] + scores["real"]) / 2
         if total > self.best:
@@ -191,6 +209,7 @@ class Trainer:
             self.export(scores)
         if scores["stage"] >= PROMOTE and self.stage + 1 < len(LENGTHS):
             self.stage += 1
+        self.swap()
         self.save()
         return scores
 
@@ -248,6 +267,7 @@ def main() -> None:
     parser.add_argument("--fade", type=float, default=0.004, help="per step, of what layer 3 holds in fast rotary pairs")
     parser.add_argument("--decay", type=float, default=0.6, help="the part of the budget over which the rate falls")
     parser.add_argument("--floor", type=float, default=0.0, help="export only what scores better than this")
+    parser.add_argument("--average", type=float, default=0.99, help="how slowly the average of the weights moves")
     parser.add_argument("--stage", type=int, choices=range(len(LENGTHS)))
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--export", action=argparse.BooleanOptionalAction, default=True, help="write the package's weights")
