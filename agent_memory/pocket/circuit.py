@@ -1,7 +1,7 @@
 """The pocket model's starting weights: a copying circuit laid down by hand, for training to refine.
 
 Knows which residual dimensions hold what. Layer 1 writes the eight previous tokens, each into dimensions of its own;
-layer 2 writes the tokens the line began with; layers 3 and 4 look for the place where the same tokens went before,
+layer 2 writes a digest of the eight before those; layers 3 and 4 look for the place where the same tokens went before,
 by content alone (slow rotary pairs), and copy what followed there. It knows no data and no training.
 """
 
@@ -11,10 +11,9 @@ import torch
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, GROUPS, HEAD = 3072, 320, 4, 8, 2, 64
 INNER, WINDOW, THETA = 320, 512, 1e5
-OWN, PAST, TAG = 64, 24, 16  # residual: own token, 8 x previous token, 4 x two tokens from the start of the line
+OWN, PAST, DIGEST = 64, 24, 32  # residual: own token, 8 x previous token, 2 digests (as key, as query)
 FAST, SLOW = 8, 17  # rotary pairs below FAST turn quickly enough to tell offsets; from SLOW on they carry content
 
-TAG_SCALE = 3.0  # makes a tag about as long as a token
 QUIET = 12  # pairs that training lets fade in the layer that finds facts
 
 
@@ -38,9 +37,9 @@ def _past(offset: int) -> slice:
     return slice(start, start + PAST)
 
 
-def _tag(which: int) -> slice:
-    start = OWN + PAST * 8 + TAG * which
-    return slice(start, start + TAG)
+def _digest(which: int) -> slice:
+    start = OWN + PAST * 8 + DIGEST * which
+    return slice(start, start + DIGEST)
 
 
 def _orthonormal(rows: int, columns: int, seed: torch.Generator) -> torch.Tensor:
@@ -83,30 +82,20 @@ def _previous_tokens(layer: Any, tokens: torch.Tensor, scale: float) -> None:
         attention.o_proj.weight[_past(head + 1), head * HEAD : (head + 1) * HEAD] = scale * tokens
 
 
-def _line_tags(layer: Any, tokens: torch.Tensor, scale: float, seed: torch.Generator) -> None:
-    """Layer 2, first group: head i finds the 2(i+1)-th token after the last line start, and writes what stands there.
-
-    So every token of a fact carries the name its line began with, and so does every token of the answer.
-    """
+def _digests(layer: Any, scale: float, seed: torch.Generator) -> None:
+    """Layer 2, second group: the eight tokens before the eight, as keys (8 back) and as queries (7 back) need them."""
     attention = layer.self_attn
-    attention.q_proj.weight[: HEADS // GROUPS * HEAD].mul_(0.1)
-    attention.k_proj.weight[:HEAD].mul_(0.1)
-    first, second = _orthonormal(TAG, PAST, seed), _orthonormal(TAG, PAST, seed)
-    attention.v_proj.weight[:HEAD].zero_()
-    attention.v_proj.weight[:TAG, :OWN] = first @ tokens
-    attention.v_proj.weight[:TAG, _past(1)] = second
-    attention.v_proj.weight[TAG:HEAD, :OWN] = _orthonormal(HEAD - TAG, OWN, seed)
-    for which in range(4):
-        offset = 2 * (which + 1)
-        for pair in (6 + which, 10 + which, 14 + which):  # a quick pair for the last line, slower ones against aliases
-            attention.k_proj.weight[pair].zero_()
-            attention.k_proj.weight[pair, _past(offset).start] = 4.0
-            attention.k_proj.weight[pair, _past(offset - 1).start] = -4.0  # a later start overrules
-            attention.k_proj.weight[pair + HEAD // 2].zero_()
-            attention.q_proj.bias[which * HEAD + pair] = 9.0
-        base = which * HEAD
-        attention.o_proj.weight[:, base : base + HEAD] = 0
-        attention.o_proj.weight[_tag(which), base : base + TAG] = scale * torch.eye(TAG)
+    _mark_keys(attention, 1, 7.5)
+    value = attention.v_proj.weight[HEAD:]
+    value.zero_()
+    for offset in range(1, 9):
+        value[:DIGEST, _past(offset)] = _orthonormal(DIGEST, PAST, seed)
+    value[DIGEST:, :OWN] = _orthonormal(HEAD - DIGEST, OWN, seed)
+    for which, offset in ((0, 8), (1, 7)):
+        head = HEADS // 2 + which
+        _look_back(attention, head, offset, 7.5)
+        attention.o_proj.weight[:, head * HEAD : (head + 1) * HEAD] = 0
+        attention.o_proj.weight[_digest(which), head * HEAD : head * HEAD + DIGEST] = scale * torch.eye(DIGEST)
 
 
 def _match(layer: Any, tokens: torch.Tensor, gain: float, sharp: float, seed: torch.Generator) -> None:
@@ -117,25 +106,24 @@ def _match(layer: Any, tokens: torch.Tensor, gain: float, sharp: float, seed: to
     attention.q_proj.weight.mul_(0.1)
     attention.k_proj.weight.mul_(0.1)
     for group in range(GROUPS):
-        exact = 8 if group == 0 else 3
-        tagged = 0.5 if group == 0 else 1.0
-        maps = [_orthonormal(rows, PAST, seed) for _ in range(exact)]
-        names = _orthonormal(4 * TAG, rows, seed).T * (4 * TAG / rows) ** 0.5
-        names = names * tagged * sharp
+        exact = 8 if group == 0 else 2
+        bag = _orthonormal(rows, PAST, seed)
+        maps = [_orthonormal(rows, PAST, seed) if i < exact else bag for i in range(8)]
+        last = _orthonormal(rows, DIGEST, seed)
         base = group * HEAD
-        tags = slice(_tag(0).start, _tag(3).stop)
-        attention.k_proj.weight[base + slow, tags] = names
-        for offset in range(1, exact + 1):
+        for offset in range(1, 9):
             attention.k_proj.weight[base + slow, _past(offset)] = sharp * maps[offset - 1]
+        attention.k_proj.weight[base + slow, _digest(0)] = 0.4 * sharp * last
         for member in range(HEADS // GROUPS):
-            target = (group * (HEADS // GROUPS) + member) * HEAD + slow
-            attention.q_proj.weight[target, tags] = names
-            for offset in range(1, exact + 1):
+            head = group * (HEADS // GROUPS) + member
+            for offset in range(1, 9):
                 weight = sharp * _weight(member, offset)
+                target = head * HEAD + slow
                 if offset == 1:
                     attention.q_proj.weight[target, :OWN] = weight * maps[0] @ tokens
                 else:
                     attention.q_proj.weight[target, _past(offset - 1)] = weight * maps[offset - 1]
+            attention.q_proj.weight[head * HEAD + slow, _digest(1)] = 0.4 * sharp * last
         attention.v_proj.weight[base : base + HEAD] = 0
         attention.v_proj.weight[base : base + HEAD, :OWN] = torch.eye(OWN)
     attention.o_proj.weight.zero_()
@@ -153,7 +141,7 @@ def _weight(member: int, offset: int) -> float:
 
 
 @torch.no_grad()
-def build(seed: int = 0, line_starts: tuple[int, ...] = (3, 4)) -> Any:
+def build(seed: int = 0) -> Any:
     """A fresh model with the circuit in place."""
     from transformers import LlamaForCausalLM
 
@@ -163,12 +151,7 @@ def build(seed: int = 0, line_starts: tuple[int, ...] = (3, 4)) -> Any:
     tokens = _orthonormal(PAST, OWN, source)
     embedding = model.model.embed_tokens.weight
     embedding.normal_(0, 0.004, generator=source)
-    own = torch.randn(VOCABULARY, OWN, generator=source)
-    own -= own @ tokens[0][:, None] * tokens[0]  # the first direction is for line starts alone
-    own = torch.nn.functional.normalize(own, dim=1)
-    starts = torch.tensor(sorted(line_starts))
-    own[starts] = (own[starts] + tokens[0]) * 0.5**0.5
-    embedding[:, :OWN] = own
+    embedding[:, :OWN] = torch.nn.functional.normalize(torch.randn(VOCABULARY, OWN, generator=source), dim=1)
     full = HIDDEN**0.5  # the length of a normalised residual vector
     first, second, third, fourth = model.model.layers
     for layer in model.model.layers:
@@ -178,11 +161,14 @@ def build(seed: int = 0, line_starts: tuple[int, ...] = (3, 4)) -> Any:
     first.self_attn.q_proj.weight.mul_(0.3)
     first.self_attn.k_proj.weight.mul_(0.3)
     _previous_tokens(first, tokens, (OWN / PAST) ** 0.5 / full)
-    keys = second.self_attn.k_proj.weight[HEAD:]  # layer 2, second group: attention starts as likeness
-    for head in range(HEADS // GROUPS, HEADS):
-        second.self_attn.q_proj.weight[head * HEAD : (head + 1) * HEAD] = keys
-    _line_tags(second, tokens, TAG_SCALE / full, source)
-    length = 13**0.5 / full  # one unit part of a vector of about thirteen such parts
+    for group in range(GROUPS):  # layer 2, first group: attention starts as likeness
+        heads = slice(group * HEAD, (group + 1) * HEAD)
+        keys = second.self_attn.k_proj.weight[heads]
+        for member in range(HEADS // GROUPS):
+            start = (group * (HEADS // GROUPS) + member) * HEAD
+            second.self_attn.q_proj.weight[start : start + HEAD] = keys
+    _digests(second, 1.0 / full, source)
+    length = 11**0.5 / full  # one unit part of a vector of about eleven such parts
     _match(third, tokens, 0.45 * length, 1.2, source)
     _match(fourth, tokens, 0.05 * length, 1.2, source)
     return model

@@ -64,9 +64,6 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
 
 
-LINE_STARTS = ("<|user|>", "<|assistant|>", "\n", '{"name": "', "Note: ")
-
-
 def pattern() -> str:
     """The cut: separators whole, camel-case words, digits by three, runs of spaces, all else alone."""
     import re
@@ -94,8 +91,6 @@ def _corpus(seed: int, count: int) -> Iterator[str]:
             yield rng.choice((rng.choice(words.FIRST), rng.choice(words.TITLES), rng.choice(words.LICENSES)))
         if rng.random() < 0.05:
             yield rng.choice((rng.choice(words.SECTIONS), rng.choice(words.STATES), values.url(rng), values.version(rng)))
-        if rng.random() < 0.2:
-            yield rng.choice((values.party, values.group, values.licence, values.phrase))(rng)
         if rng.random() < 0.1:
             yield rng.choice((*words.PRIORITIES, *words.ARCHITECTURES, *words.PLACES))
 

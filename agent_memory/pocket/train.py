@@ -46,8 +46,7 @@ class Trainer:
         self.args = args
         self.rng = random.Random(args.seed)
         self.tokenizer = self.own_tokenizer()
-        starts = [self.tokenizer(text).input_ids for text in tokenizers.LINE_STARTS]
-        self.model = circuit.build(args.seed, tuple(ids[0] for ids in starts))
+        self.model = circuit.build(args.seed)
         attend.use(self.model)
         self.renderer = batches.Renderer(self.tokenizer)
         self.pad = self.tokenizer.pad_token_id
@@ -259,8 +258,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
     parser.add_argument("--out", type=Path, default=Path(".pocket-train"))
     parser.add_argument("--every", type=float, default=60.0, help="seconds between scores and checkpoints")
-    parser.add_argument("--muon", type=float, default=0.005)
-    parser.add_argument("--adam", type=float, default=0.001)
+    parser.add_argument("--muon", type=float, default=0.001)
+    parser.add_argument("--adam", type=float, default=0.0004)
     parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--late", type=float, help="share of updated facts; half as many unknown names")
     parser.add_argument("--gaps", type=float, default=0.25, help="share of dialogues with blocks left out")
