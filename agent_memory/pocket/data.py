@@ -13,7 +13,7 @@ from agent_memory.pocket.real import normalise, real_names
 
 __all__ = [
     "FIELDS", "LAYOUTS", "QUESTIONS", "UNKNOWN", "Record", "answer", "is_real_name", "lookup", "make_name", "make_record",
-    "noise", "question", "render", "render_fact",
+    "mention", "noise", "question", "render", "render_fact",
 ]  # fmt: skip
 
 FIELDS: tuple[str, ...] = words.FIELDS
@@ -134,6 +134,23 @@ def _noise_line(rng: random.Random) -> str:
     if kind == 5:
         return values.file_path(rng)
     return f"{values.word(rng)} {values.word(rng)}: {values.phrase(rng)}"
+
+
+_MENTIONS = (
+    "{file}-{version}.dist-info/{leaf} {size}", "{file}-{version}.dist-info/{leaf} {size}", "{file}/{word}.py {size}",
+    "{file}/{word}/__init__.py {size}", "/usr/share/doc/{name}/{leaf}", "/usr/share/doc/{name}", "/usr/lib/{word}/{name}.so",
+    "/var/lib/{word}/{name}.list", "{date} status installed {name}:amd64 {version}", "{date} status unpacked {name}:amd64 {version}",
+    "{date} install {name}:amd64 <none> {version}", "{date} configure {name}:amd64 {version} <none>",
+)  # fmt: skip
+_LEAVES = ("RECORD", "METADATA", "WHEEL", "INSTALLER", "top_level.txt", "copyright", "changelog.gz", "README", "entry_points.txt")
+
+
+def mention(rng: random.Random, name: str, version: str | None) -> str:
+    """A line of a listing or a log that names a thing, and often its version, but answers no question about it."""
+    return rng.choice(_MENTIONS).format(
+        name=name, file=name.replace("-", "_"), version=version or values.version(rng), leaf=rng.choice(_LEAVES),
+        word=values.word(rng), size=rng.randrange(9999), date=values.date(rng),
+    )  # fmt: skip
 
 
 def noise(rng: random.Random, lines: int) -> str:

@@ -31,6 +31,7 @@ class Shape:
     unknown: float = 0.0
     odd_fields: float = 0.08
     alike: float = 0.0
+    mentions: float = 0.0
     echoes: float = 0.12
     varied: float = 0.2
     real: tuple[data.Record, ...] = ()
@@ -95,7 +96,7 @@ def _records(rng: random.Random, shape: Shape) -> list[tuple[data.Record, str]]:
     total = 0
     pool = list(shape.real)
     # What recall brings together: facts on the same field, whose values begin alike, so that only the name tells them apart.
-    alike = rng.sample(data.FIELDS, 2) if not pool and rng.random() < shape.alike else []
+    alike = rng.sample(data.FIELDS, rng.choice((1, 2))) if not pool and rng.random() < shape.alike else []
     while total < shape.facts:
         near = bool(found) and rng.random() < shape.similar
         if pool:
@@ -156,7 +157,11 @@ def _tell(rng: random.Random, facts: list[_Fact], shape: Shape, tools: list[dict
         for fact in part:
             if rng.random() < shape.noise:
                 lines.append(data.noise(rng, rng.choice((1, 1, 2, 3))))
+            if rng.random() < shape.mentions:
+                lines.append(data.mention(rng, fact.name, fact.value if fact.field == "version" else None))
             lines.append(data.render_fact(fact.name, fact.field, fact.value, fact.layout))
+            if rng.random() < shape.mentions:
+                lines.append(data.mention(rng, fact.name, fact.value if fact.field == "version" else None))
         if rng.random() < shape.noise:
             lines.append(data.noise(rng, rng.choice((1, 1, 2, 3))))
         text = "\n".join(lines)
@@ -216,8 +221,10 @@ def script(rng: random.Random, shape: Shape) -> Script:
     rng.shuffle(asked)
     asked = [_stranger(rng, facts) if rng.random() < shape.unknown else fact for fact in asked[: shape.questions]]
     out.needed = [data.render_fact(fact.name, fact.field, fact.value, fact.layout) for fact in asked if fact.layout]
+    left = shape.questions  # each call may add a question, so calls must end before the questions can
     while asked:
-        if out.tools and rng.random() < shape.calls:
+        if out.tools and left > 0 and rng.random() < shape.calls:
+            left -= 1
             turns, kind = _call(rng, asked, out.tools, shape), "call"
         else:
             fact = asked.pop()

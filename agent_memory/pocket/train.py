@@ -26,16 +26,31 @@ from agent_memory.pocket import tokenizer as tokenizers
 
 LENGTHS = (128, 256, 512)
 PROMOTE = 0.85
+CROWDED = 0.5
+"""Share of dialogues that look as recall does at its worst: a window full of facts on one or two fields, under names that are alike."""
 
 
 def shape_for(length: int, rng: random.Random, late: float) -> dialogues.Shape:
     """A dialogue that about fills the length; `late` is the share of updates and unknown names."""
+    if length >= 256 and rng.random() < CROWDED:
+        return dialogues.Shape(
+            facts=length // 26, questions=length // 100, noise=0.0, similar=rng.choice((0.2, 0.5)), alike=1.0, calls=0.0, odd_fields=0.0
+        )
     facts = {64: 1, 128: 2, 256: 5, 512: 10}[length]
     facts = max(1, round(facts * rng.uniform(0.4, 1.2)))
     asks = {64: 1, 128: 2, 256: 5, 512: 12}[length]
     noise = rng.choice((0.0, 0.0, 0.1, 0.3))
+    mentions = rng.choice((0.0, 0.0, 0.2, 0.5))
     return dialogues.Shape(
-        facts=facts, questions=asks, noise=noise, similar=0.35, alike=0.5, calls=rng.choice((0.0, 0.25)), updates=late, unknown=late / 2
+        facts=facts,
+        questions=asks,
+        noise=noise,
+        similar=0.35,
+        alike=0.5,
+        mentions=mentions,
+        calls=rng.choice((0.0, 0.25)),
+        updates=late,
+        unknown=late / 2,
     )
 
 
