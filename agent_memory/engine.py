@@ -18,7 +18,7 @@ from agent_memory_kernels import operations
 
 from .attention.methods import Method
 from .attention.region import LayerRule
-from .attention.step import MemoryStep
+from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
 from .memory.block import BlockSource
 from .memory.session_kv import SessionKV
@@ -79,6 +79,7 @@ class MemoryEngine:
         self._attachment, self._tokenizer, self.method, self.kv = attachment, tokenizer, method, kv
         self._tokens, self._saved = tokens, saved
         self._ops = operations()
+        self._recent = RecentQueries()
         self.counters = Counters()
         self.final = self.floor(kv.length)
 
@@ -176,7 +177,7 @@ class MemoryEngine:
 
     def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits) -> Tensor | None:
         start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, (start, start + len(ids)), trace)
+        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, (start, start + len(ids)), self._recent, trace)
         self.counters.forwards += 1
         with torch.no_grad():
             return self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)

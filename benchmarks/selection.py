@@ -40,7 +40,7 @@ class Recorder:
     asked: dict[int, list[Tensor]] = field(default_factory=dict)
     on: bool = False
 
-    def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
         """Choose nothing."""
         if self.on:
             self.asked.setdefault(id(layer.every_key), []).append(queries.clone())

@@ -22,6 +22,25 @@ from .region import LayerRule, Region, Rotary, attend
 from .selectors import Bounds, Selection
 from .trace import Trace
 
+HEARD = 8
+"""Queries before a broken group that are kept, for what they say about it."""
+
+
+class RecentQueries:
+    """The last queries of each layer, ``[H, up to HEARD, d]``, and the token after them."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[int, Tensor]] = {}
+
+    def extend(self, layer: int, queries: Tensor, start: int) -> Tensor:
+        """``queries [H, T, d]`` from token ``start`` on, headed by those just before them if they are known."""
+        stop, past = self._layers.get(layer, (-1, queries[:, :0]))
+        return torch.cat([past, queries], dim=1) if stop == start else queries
+
+    def keep(self, layer: int, queries: Tensor, stop: int) -> None:
+        """Remember the last of ``queries [H, T, d]``, which end before token ``stop``."""
+        self._layers[layer] = (stop, queries[:, -HEARD:])
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -57,6 +76,7 @@ class MemoryStep:
         rotary: the model's rotation.
         ops: kernel implementation.
         span: ``(start, stop)``.
+        recent: queries of the step before.
         trace: counts selections, if given.
     """
 
@@ -67,9 +87,10 @@ class MemoryStep:
         rotary: Rotary,
         ops: Operations,
         span: tuple[int, int],
+        recent: RecentQueries,
         trace: Trace | None = None,
     ) -> None:
-        self.kv, self.method, self.rotary, self.ops, self.trace = kv, method, rotary, ops, trace
+        self.kv, self.method, self.rotary, self.ops, self.recent, self.trace = kv, method, rotary, ops, recent, trace
         self.start, self.stop = span
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
@@ -119,23 +140,26 @@ class MemoryStep:
         first = piece.start - piece.start % group
         count = max(1, (piece.stop - piece.start) // group)
         asked = q.reshape(q.shape[0], count, -1, q.shape[-1]).transpose(0, 1)
-        attended = self._attended(rule, asked, first, piece.stop - (count - 1) * group - first, sizes)
+        # Whole groups listen to nobody before them: what is kept must not depend on where a forward began.
+        voters = asked if piece.stop - piece.start >= group else self.recent.extend(rule.index, q, piece.start)[None]
+        self.recent.keep(rule.index, q if voters is asked else voters[0], piece.stop)
+        attended = self._attended(rule, asked, voters, first, piece.stop - (count - 1) * group - first, sizes)
         out = attend(asked, self.method.positions.regions(attended), self.rotary, rule, self.ops)
         return out.permute(0, 2, 1, 3).flatten(0, 1)
 
-    def _choose(self, rule: LayerRule, asked: Tensor, bounds: Bounds, layer: LayerKV) -> Selection:
+    def _choose(self, rule: LayerRule, voters: Tensor, asking: int, bounds: Bounds, layer: LayerKV) -> Selection:
         """This layer's own choice, or that of the last layer that chose for the same groups."""
         place = int(bounds.stops[0])
         if not self.method.chooses(rule.index):
-            return self._chosen.get(place) or _nothing(asked.shape[0], asked.device)
-        chosen = self.method.selector.select(asked, rule.scaling, bounds, layer)
+            return self._chosen.get(place) or _nothing(voters.shape[0], voters.device)
+        chosen = self.method.selector.select(voters, asking, rule.scaling, bounds, layer)
         self._chosen[place] = chosen
         if self.trace is not None:
             self.trace.lose(self.kv.lost)
             self.trace.choose(chosen.tokens, bounds.block, chosen.exact, chosen.certified, chosen.keys_scored)
         return chosen
 
-    def _attended(self, rule: LayerRule, asked: Tensor, first: int, length: int, sizes: Sizes) -> Attended:
+    def _attended(self, rule: LayerRule, asked: Tensor, voters: Tensor, first: int, length: int, sizes: Sizes) -> Attended:
         """Sink, selected, local and own tokens of groups ``asked [G, H, T, d]``.
 
         The groups start at ``first``, one ``group`` apart; their last ``T`` of ``length`` tokens ask.
@@ -143,7 +167,7 @@ class MemoryStep:
         layer, count, device = self.kv.layers[rule.index], asked.shape[0], asked.device
         starts = first + torch.arange(count, device=device) * sizes.group
         bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
-        chosen = self._choose(rule, asked, bounds, layer)
+        chosen = self._choose(rule, voters, asked.shape[2], bounds, layer)
         near_k, near_v = layer.window.spans(first - sizes.local, sizes.group, count, sizes.local + length)
         near = (starts - sizes.local)[:, None] + torch.arange(sizes.local + length, device=device)
         queries = near[:, -asked.shape[2] :]

@@ -59,10 +59,11 @@ Generated dialogues only; names of real packages (`real_records.json`) are rejec
 lists that the tokenizer learns from (`perl`, a section, and `Packaging` are met as values).
 The start is not random: `circuit.py` lays down heads that look 1 to 8 tokens back and heads that copy after a match, so training
 refines copying instead of discovering it. One CPU core, bf16 products, about 5,500 tokens a second beside other work, {step}
-steps of 4,096 tokens (the first 130 of 8,192), {minutes} minutes in all. This run was steered by hand: it was restarted from its checkpoint with Muon
-rates 0.005, 0.012, 0.004, 0.002, 0.0006, and 0.001 falling to 0, lengths 128, 256, and 512, and, from the middle on, tangled
-values, blocks left out, and an average of the weights. The rates of 0.004 and more only cost time: the noise they leave in the
-circuit is what kept answers wrong, so the script's default is 0.001. A second run from the defaults will differ in the digits.
+steps of 4,096 tokens (the first 130 of 8,192), {minutes} minutes in all. This run was steered by hand:
+it was restarted from its checkpoint with Muon rates 0.005, 0.012, 0.004, 0.002, 0.0006, and 0.001 falling to 0, lengths 128, 256,
+and 512, and, from the middle on, tangled values, blocks left out, and an average of the weights. The rates of 0.004 and more only
+cost time: the noise they leave in the circuit is what kept answers wrong, so the script's default is 0.001.
+A second run from the defaults will differ in the digits.
 """
 
 

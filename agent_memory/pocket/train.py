@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from agent_memory.pocket import attend, batches, circuit, dialogues, exact, path
+from agent_memory.pocket import attend, batches, checkpoint, circuit, dialogues, exact, path
 from agent_memory.pocket import tokenizer as tokenizers
 
+CHECKPOINT = "checkpoint.safetensors"
 LENGTHS = (128, 256, 512)
 PROMOTE = 0.85
 CROWDED = 0.5
@@ -170,26 +172,25 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint to resume from, written whole or not at all."""
-        state = {
-            "model": self.model.state_dict(), "mean": self.mean, "since": self.since,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "stage": self.stage, "step": self.step, "spent": self.spent, "best": self.best, "late": self.late,
-        }  # fmt: skip
-        target = self.args.out / "checkpoint.pt"
-        torch.save(state, target.with_suffix(".tmp"))
-        os.replace(target.with_suffix(".tmp"), target)
+        tensors = {f"model.{name}": value for name, value in self.model.named_parameters()}
+        tensors |= {f"mean.{at}": value for at, value in enumerate(self.mean)} | checkpoint.optimiser_tensors(self.optimisers)
+        facts = {"since": self.since, "stage": self.stage, "step": self.step, "spent": self.spent, "best": self.best, "late": self.late}
+        checkpoint.save(self.args.out / CHECKPOINT, tensors, facts)
 
     def resume(self, source: Path, fresh: bool) -> None:
-        """Go on from a checkpoint; `fresh` takes its weights only."""
-        state = torch.load(source, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.stage, self.late = state["stage"], state["late"]
-        self.mean = state.get("mean") or [parameter.detach().clone() for parameter in self.model.parameters()]
-        self.since = state.get("since", 0)
+        """Go on from a checkpoint; `fresh` takes its weights only, and works with exported weights too."""
+        if fresh and source.name != CHECKPOINT:
+            self.model.load_state_dict(load_file(source), strict=False)  # tied weights are stored once
+            self.mean = [parameter.detach().clone() for parameter in self.model.parameters()]
+            return
+        tensors, facts = checkpoint.load(source)
+        self.model.load_state_dict(checkpoint.part(tensors, "model"), strict=False)
+        means = checkpoint.part(tensors, "mean")
+        self.mean = [means[str(at)] for at in range(len(means))]
+        self.stage, self.late, self.since = facts["stage"], facts["late"], facts["since"]
         if not fresh:
-            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(saved)
-            self.step, self.spent, self.best = state["step"], state["spent"], state["best"]
+            checkpoint.restore_optimisers(self.optimisers, tensors)
+            self.step, self.spent, self.best = facts["step"], facts["spent"], facts["best"]
         self.rng = random.Random(self.args.seed + 1_000_003 * (self.step + 1))
 
     @torch.no_grad()
@@ -234,7 +235,7 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
-    start = args.init or args.out / "checkpoint.pt"
+    start = args.init or args.out / CHECKPOINT
     if (args.resume or args.init) and start.exists():
         trainer.resume(start, fresh=args.init is not None)
     trainer.late = args.late if args.late is not None else trainer.late

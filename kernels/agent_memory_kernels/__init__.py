@@ -30,6 +30,10 @@ class Operations(Protocol):
         """One vote a candidate, from the scores all queries gave it."""
         ...
 
+    def echo(self, scores: Tensor, candidates: Tensor, window: int, weight: float) -> Tensor:
+        """Normalised scores of each query, in part of the queries before it."""
+        ...
+
     def select(self, votes: Tensor, count: int) -> Tensor:
         """The best ``count`` indices, ascending, padded with -1."""
         ...

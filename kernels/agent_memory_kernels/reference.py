@@ -11,6 +11,9 @@ from torch import Tensor
 
 EMPTY = float("-inf")
 
+LEAST_SHARE = 1e-3
+"""Share of a query's vote below which a candidate counts as not found by it."""
+
 PRODUCTS_AT_ONCE = 1 << 19
 """Products of queries and keys held at a time: they stay in one core's cache."""
 
@@ -72,6 +75,32 @@ def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
         raise ValueError(f"no vote rule named {rule!r}; choose 'max' or 'softmax'")
     best = scores.amax(dim=2)
     return best.masked_fill_(~candidates.expand_as(best), EMPTY)
+
+
+def echo(scores: Tensor, candidates: Tensor, window: int, weight: float) -> Tensor:
+    """Votes of queries that speak for themselves and, in part, for the queries just before them.
+
+    A query's score is its normalised one plus ``weight`` times the mean log share that the last ``window`` queries gave the same
+    candidate: what a whole name and its field keep finding stands above what only the field finds.
+
+    Args:
+        scores: ``[G, S, m, n]`` fp32, rows in the order of the queries; overwritten.
+        candidates: bool ``[G, 1 or S, n]``.
+        window: queries that are heard, the row's own with them.
+        weight: how loud the earlier ones are.
+
+    Returns:
+        ``[G, S, m, n]`` fp32, ``-inf`` where not a candidate.
+    """
+    scores.masked_fill_(~candidates[:, :, None, :], EMPTY)
+    scores -= torch.logsumexp(scores, dim=-1, keepdim=True)
+    shares = (scores.exp() + LEAST_SHARE).log_()
+    sums = torch.nn.functional.pad(shares.cumsum(2), (0, 0, 1, 0))
+    m = scores.shape[2]
+    last = torch.arange(1, m + 1, device=scores.device)
+    first = (last - window).clamp(min=0)
+    heard = (sums[:, :, last] - sums[:, :, first]) / (last - first)[:, None]
+    return scores.add_(heard, alpha=weight)
 
 
 def select(votes: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method
 from agent_memory.attention.region import LayerRule
-from agent_memory.attention.step import MemoryStep
+from agent_memory.attention.step import MemoryStep, RecentQueries
 from agent_memory.attention.trace import Trace
 from agent_memory.memory.cache import TieredCache
 from agent_memory.memory.layer_kv import KVPlan
@@ -41,12 +41,13 @@ class Driver:
         sizes = method.sizes
         keep = None if sizes is None else sizes.attended + 256
         plan = KVPlan(32 if sizes is None else sizes.sink, keep, tuple(method.recalls for _ in layers), method.selector.needs_every_key)
+        self.recent = RecentQueries()
         self.kv = SessionKV(layout, plan, cache, NoDisk())
         self.steps: list[MemoryStep] = []
 
     def feed(self, ids: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
         start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), trace)
+        step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), self.recent, trace)
 
         class Adapter:
             def attend(self, layer, q, k, v, *, scaling, sinks, softcap):

@@ -56,7 +56,7 @@ def test_reattention_equals_the_oracle(k, clip, span, seed):
     keys = torch.randn(2, 640, 16, generator=g)
     queries = torch.randn(3, 6, 16, 16, generator=g)
     stops = [640, 500, 33]
-    chosen = TopKSelector(k, clip, span, operations()).select(queries, 1.0, bounds_of(stops, 640), layer_of(keys))
+    chosen = TopKSelector(k, clip, span, operations()).select(queries, queries.shape[2], 1.0, bounds_of(stops, 640), layer_of(keys))
     assert chosen.exact
     for group, stop in enumerate(stops):
         tokens = chosen.tokens[group, 0]
@@ -65,7 +65,9 @@ def test_reattention_equals_the_oracle(k, clip, span, seed):
 
 def test_reattention_equal_scores_go_to_the_lower_index():
     keys = torch.ones(1, 128, 4)
-    chosen = TopKSelector(2, 2, 1, operations()).select(torch.ones(1, 1, 1, 4), 1.0, bounds_of([128], 128), layer_of(keys))
+    chosen = TopKSelector(2, 2, 1, operations()).select(
+        torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4).shape[2], 1.0, bounds_of([128], 128), layer_of(keys)
+    )
     assert chosen.tokens[0, 0].tolist() == [32, 33]
 
 
@@ -93,7 +95,7 @@ def test_exact_recall_is_the_rule_over_every_key(seed):
     keys = torch.randn(2, 4096, 32, generator=g)
     queries = torch.randn(2, 4, 16, 32, generator=g) * 2
     selector = RecallSelector(RecallRule(blocks=7, scan="exact", pool=False), operations())
-    chosen = selector.select(queries, 32**-0.5, bounds_of([4096, 3001], 4096), layer_of(keys))
+    chosen = selector.select(queries, queries.shape[2], 32**-0.5, bounds_of([4096, 3001], 4096), layer_of(keys))
     assert chosen.exact and chosen.certified == "memory"
     assert selected_blocks(chosen.tokens[0]) == recall_oracle(queries[0], keys, 4096, 7, 32**-0.5)
     assert selected_blocks(chosen.tokens[1]) == recall_oracle(queries[1], keys, 3001, 7, 32**-0.5)
@@ -108,7 +110,7 @@ def test_int8_certificate_holds_where_it_is_given_and_is_given_where_keys_differ
         for block in range(7):  # seven clear answers
             keys[0, 64 + 100 * block] = queries[0, 0, block] * 4
         chosen = RecallSelector(RecallRule(blocks=7, scan="means", survivors=64, pool=False), operations()).select(
-            queries, 1.0, bounds_of([1024], 1024), layer_of(keys)
+            queries, queries.shape[2], 1.0, bounds_of([1024], 1024), layer_of(keys)
         )
         if chosen.exact:
             given += 1
@@ -121,7 +123,7 @@ def test_prefiltered_recall_does_not_call_itself_exact():
     keys, queries = torch.randn(1, 4096, 32, generator=g), torch.randn(1, 4, 16, 32, generator=g)
     for survivors, certificates in ((0, {"no"}), (16, {"no", "survivors"})):
         rule = RecallRule(blocks=7, scan="means", survivors=survivors)
-        chosen = RecallSelector(rule, operations()).select(queries, 1.0, bounds_of([4096], 4096), layer_of(keys))
+        chosen = RecallSelector(rule, operations()).select(queries, queries.shape[2], 1.0, bounds_of([4096], 4096), layer_of(keys))
         assert not chosen.exact
         assert chosen.certified in certificates
 
@@ -129,7 +131,7 @@ def test_prefiltered_recall_does_not_call_itself_exact():
 def test_everything_fits_is_exact_and_keeps_out_local_tokens():
     keys = torch.randn(1, 256, 8, generator=torch.Generator().manual_seed(0))
     selector = RecallSelector(RecallRule(blocks=7), operations())
-    chosen = selector.select(torch.randn(1, 2, 16, 8), 1.0, bounds_of([112], 256), layer_of(keys))
+    chosen = selector.select(torch.randn(1, 2, 16, 8), torch.randn(1, 2, 16, 8).shape[2], 1.0, bounds_of([112], 256), layer_of(keys))
     tokens = chosen.tokens[0, 0]
     assert tokens[tokens >= 0].tolist() == list(range(32, 112))
     assert chosen.exact
@@ -140,8 +142,8 @@ def test_lost_blocks_are_never_chosen_and_nothing_is_exact_then():
     keys[:, 320:352] = 5.0
     queries = torch.ones(1, 2, 16, 8)
     for selector in (RecallSelector(RecallRule(blocks=2), operations()), TopKSelector(4, 7, 32, operations())):
-        assert 10 in selected_blocks(selector.select(queries, 1.0, bounds_of([1024], 1024), layer_of(keys)).tokens[0])[0]
-        chosen = selector.select(queries, 1.0, bounds_of([1024], 1024, lost=(10,)), layer_of(keys))
+        assert 10 in selected_blocks(selector.select(queries, queries.shape[2], 1.0, bounds_of([1024], 1024), layer_of(keys)).tokens[0])[0]
+        chosen = selector.select(queries, queries.shape[2], 1.0, bounds_of([1024], 1024, lost=(10,)), layer_of(keys))
         assert not chosen.exact
         if isinstance(selector, RecallSelector):
             assert 10 not in selected_blocks(chosen.tokens[0])[0]
@@ -157,5 +159,5 @@ def test_one_sharp_query_is_heard_only_when_votes_are_normalised(vote):
     queries[0, 0, 0, 0], queries[0, 0, 1, 1] = 1.0, 1.0
     keys[:, ::7, 0] += 0.1
     rule = RecallRule(blocks=1, vote=vote)
-    chosen = RecallSelector(rule, operations()).select(queries, 4.0, bounds_of([2048], 2048), layer_of(keys))
+    chosen = RecallSelector(rule, operations()).select(queries, queries.shape[2], 4.0, bounds_of([2048], 2048), layer_of(keys))
     assert (selected_blocks(chosen.tokens[0])[0] == [31]) == (vote == "softmax")

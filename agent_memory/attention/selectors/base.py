@@ -69,8 +69,8 @@ class Selector(Protocol):
 
     needs_every_key: bool
 
-    def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
-        """Choose for ``queries [G, H, T, d]`` (not rotated)."""
+    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+        """Choose for the last ``asking`` of ``queries [G, H, T, d]`` (not rotated); the ones before them are what was asked just before."""
         ...
 
 

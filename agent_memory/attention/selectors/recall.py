@@ -7,7 +7,6 @@ Block are alike; where every key stands for itself (copying heads) the mean of 3
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +38,9 @@ class RecallRule:
         survivors: Blocks the ``means`` prefilter leaves; 0 decides by mean keys alone.
         vote: ``softmax`` (normalised per query) or ``max`` (raw).
         scope: who shares a choice: each ``kv_head`` its own, or the whole ``layer``.
-        floor: Blocks whose vote is under this share of the best one's are left out: they would only distract. 0 keeps them.
+        echo: how loud the queries just before are in a query's vote, in ``keys`` scans; 0 lets each speak for itself.
+        heard: queries that are heard, the asking one with them.
+        margin: a Block is left out for a query whose best Block has that much more of its vote: it would only distract.
         pool: score the mean of the query heads that share a KV head instead of each of them.
     """
 
@@ -48,7 +49,9 @@ class RecallRule:
     survivors: int = 64
     vote: Literal["softmax", "max"] = "softmax"
     scope: Literal["kv_head", "layer"] = "kv_head"
-    floor: float = 0.0
+    echo: float = 2.0
+    heard: int = 8
+    margin: float = 2.0
     pool: bool = True
 
 
@@ -59,13 +62,15 @@ class RecallSelector:
         self.rule, self._ops = rule, ops
         self.needs_every_key = rule.scan == "exact"
 
-    def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
         """Choose Blocks for groups of queries."""
         rows = by_kv_head(queries, _summary(layer).kv_heads)
         if self.rule.pool:
             rows = rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2)
         candidates = bounds.candidates()
-        blocks, proven, whole, scored = self._choose(rows, scaling, candidates, layer)
+        if self.rule.scan != "keys":
+            rows = rows[:, :, -asking:] if self.rule.pool else by_kv_head(queries[:, :, -asking:], rows.shape[1])
+        blocks, proven, whole, scored = self._choose(rows, asking, scaling, candidates, layer)
         return Selection(
             bounds.tokens(blocks),
             exact=proven and whole and not bounds.lost.any(),
@@ -73,12 +78,12 @@ class RecallSelector:
             keys_scored=scored,
         )
 
-    def _choose(self, rows: Tensor, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
+    def _choose(self, rows: Tensor, asking: int, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
         if int(candidates.sum(1).max()) <= self.rule.blocks:
             every = candidates[:, None].float().masked_fill(~candidates[:, None], float("-inf"))
             return self._ops.select(every, self.rule.blocks), True, True, 0
         if self.rule.scan == "keys":
-            return self._scan(rows, scaling, candidates, _summary(layer))
+            return self._scan(rows, asking, scaling, candidates, _summary(layer))
         choose = self._choose_exactly if self.rule.scan == "exact" else self._choose_by_means
         keys = (
             candidates.shape[1] * BLOCK_TOKENS
@@ -90,18 +95,24 @@ class RecallSelector:
         blocks = torch.cat([part[0] for part in parts])
         return blocks, all(part[1] for part in parts), all(part[2] for part in parts), sum(part[3] for part in parts)
 
-    def _scan(self, rows: Tensor, scaling: float, candidates: Tensor, summary: LayerSummary) -> Choice:
+    def _scan(self, rows: Tensor, asking: int, scaling: float, candidates: Tensor, summary: LayerSummary) -> Choice:
         """Choose by the best key of each Block, all groups at once; each query's scores are normalised over the Blocks."""
         groups, heads, m, dim = rows.shape
         count = candidates.shape[1]
         flat = rows.transpose(0, 1).reshape(heads, groups * m, dim)
         best = torch.stack([self._ops.block_maxima(flat[head], summary.scanned(head, count), scaling) for head in range(heads)])
         best = best.reshape(heads, groups, m, count).transpose(0, 1)
-        votes = [self._ops.vote(best[g : g + 1], candidates[g : g + 1, None], self.rule.vote) for g in range(groups)]
-        shared = self._shared(torch.cat(votes))
-        if self.rule.floor > 0:
-            shared = shared.masked_fill(shared < shared.amax(-1, keepdim=True) + math.log(self.rule.floor), float("-inf"))
-        return self._ops.select(shared, self.rule.blocks), False, True, groups * heads * count * BLOCK_TOKENS
+        votes = torch.cat([self._vote(best[g : g + 1], asking, candidates[g : g + 1, None]) for g in range(groups)])
+        chosen = self._ops.select(self._shared(votes), self.rule.blocks)
+        return chosen, False, True, groups * heads * count * BLOCK_TOKENS
+
+    def _vote(self, scores: Tensor, asking: int, candidates: Tensor) -> Tensor:
+        """Votes ``[1, Hk, n]`` of one group's scores ``[1, Hk, m, n]``."""
+        if self.rule.vote == "max" or not self.rule.pool or not self.rule.echo:
+            return self._ops.vote(scores[:, :, -asking:] if self.rule.pool else scores, candidates, self.rule.vote)
+        votes = self._ops.echo(scores, candidates, self.rule.heard, self.rule.echo)[:, :, -asking:]
+        far = votes < votes.amax(-1, keepdim=True) - self.rule.margin
+        return votes.masked_fill_(far, float("-inf")).amax(2)
 
     def _choose_by_means(self, rows: Tensor, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
         """Choose by summaries."""

@@ -33,10 +33,10 @@ class TopKSelector:
     def __init__(self, k: int, clip: int, span: int, ops: Operations) -> None:
         self.k, self.clip, self.span, self._ops = k, clip, span, ops
 
-    def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
         """See the module; ``scaling`` is not used: scores are raw products."""
         keys = self._keys(bounds, layer)
-        rows = by_kv_head(queries, keys.shape[0])
+        rows = by_kv_head(queries[:, :, -asking:], keys.shape[0])
         groups = rows.shape[0]
         stops = bounds.stops - bounds.first
         width = keys.shape[1]

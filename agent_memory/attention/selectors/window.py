@@ -14,7 +14,7 @@ class WindowSelector:
 
     needs_every_key = False
 
-    def select(self, queries: Tensor, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
         """An empty selection."""
         empty = torch.empty((queries.shape[0], 1, 0), dtype=torch.int64, device=queries.device)
         return Selection(empty, exact=True, certified="memory", keys_scored=0)
