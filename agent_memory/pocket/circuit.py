@@ -12,6 +12,7 @@ import torch
 VOCABULARY, HIDDEN, LAYERS, HEADS, GROUPS, HEAD = 3072, 320, 4, 8, 2, 64
 INNER, WINDOW, THETA = 320, 512, 1e5
 OWN, PAST, DIGEST = 64, 24, 32  # residual: own token, 8 x previous token, 2 digests (as key, as query)
+RECALL_LAYERS = (2,)  # the layer whose queries find facts by content; memory lets it choose for those after it
 FAST, SLOW = 8, 17  # rotary pairs below FAST turn quickly enough to tell offsets; from SLOW on they carry content
 
 QUIET = 12  # pairs that training lets fade in the layer that finds facts
@@ -24,12 +25,14 @@ def config() -> Any:
     """
     from transformers import LlamaConfig
 
-    return LlamaConfig(
+    made = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=GROUPS, head_dim=HEAD, max_position_embeddings=WINDOW,
         rope_parameters={"rope_type": "default", "rope_theta": THETA}, tie_word_embeddings=True, attention_bias=True,
         pad_token_id=0, bos_token_id=None, eos_token_id=1, rms_norm_eps=1e-6,
     )  # fmt: skip
+    made.recall_layers = list(RECALL_LAYERS)
+    return made
 
 
 def _past(offset: int) -> slice:
