@@ -71,7 +71,7 @@ def by_keys(queries: Tensor, keys: Tensor, *, part: int = 1, normalise: bool = T
 
 
 def by_block_maxima(queries: Tensor, keys: Tensor) -> Tensor:
-    """The default of ``recall``: pooled heads, best key of each Block in bf16, normalised over Blocks."""
+    """What ``recall`` scans: pooled heads, best key of each Block in bf16, normalised over Blocks."""
     rows = queries.mean(0).bfloat16()
     best = (rows @ keys.bfloat16().flatten(0, 1).T).float().reshape(len(rows), len(keys), BLOCK).amax(-1) * rows.shape[-1] ** -0.5
     votes: Tensor = (best - best.logsumexp(-1, keepdim=True)).amax(0)
@@ -86,7 +86,7 @@ def by_box(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 WAYS: dict[str, Vote] = {
-    "every key, softmax (recall's default)": by_block_maxima,
+    "every key in 16 bits, softmax over Blocks": by_block_maxima,
     "every key, softmax, each head": lambda q, k: by_keys(q, k),
     "every key, softmax, pooled heads": lambda q, k: by_keys(q, k, pool=True),
     "every key, raw maximum": lambda q, k: by_keys(q, k, normalise=False),

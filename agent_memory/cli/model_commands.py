@@ -1,4 +1,4 @@
-"""The commands that run a model: chat, run, fork, attach-check.
+"""The commands that run a model: chat, run, fork, repair, attach-check.
 
 Knows which room does what; torch is imported when one of them runs.
 """
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     command(app, "chat", RUNTIME_OPTIONS)(chat)
     command(app, "run", RUNTIME_OPTIONS)(run)
     command(app, "fork", RUNTIME_OPTIONS)(fork)
+    command(app, "repair", RUNTIME_OPTIONS)(repair)
     command(app, "attach-check", RUNTIME_OPTIONS)(attach_check)
 
 
@@ -104,6 +105,13 @@ def fork(
         with opened.fork(name, at) as child:
             payload = {"session": name, "parent": session, "turns": len(child.turns()), "tokens": child.tokens}
     call.answer(payload, lambda: call.out.print(f"{name}: {payload['turns']} turns, {payload['tokens']:,} tokens", markup=False))
+
+
+def repair(call: Call, session: Annotated[str, typer.Argument(help="Session to repair.", show_default=False)]) -> None:
+    """Make damaged Blocks of a Session again from its tokens; approximate where what lay before them is damaged too."""
+    with call.open_runtime() as runtime, runtime.session(session, call.settings.namespace, create=False) as opened:
+        payload = {"session": session, "blocks": list(opened.repair())}
+    call.answer(payload, lambda: call.out.print(f"{session}: {len(payload['blocks'])} blocks made again", markup=False))
 
 
 def attach_check(

@@ -96,6 +96,13 @@ def test_fork_shares_the_beginning(cli: Cli, tiny_model: str, say: Callable[...,
     assert len(cli("show", "talk", "--json").json["turns"]) == 4
 
 
+def test_repair_finds_nothing_to_do_in_a_sound_session(cli: Cli, tiny_model: str, say: Callable[..., None]) -> None:
+    say("one")
+    cli("chat", "talk", "--model", tiny_model, "--max-new-tokens", "4")
+    assert cli("repair", "talk", "--model", tiny_model, "--json").json == {"session": "talk", "blocks": []}
+    assert cli("repair", "nobody", "--model", tiny_model).code == 1
+
+
 def test_attach_check_tells_every_layer(cli: Cli, tiny_model: str) -> None:
     done = cli("attach-check", tiny_model, "--json")
     assert done.code == 0 and done.json["ok"]
