@@ -28,19 +28,23 @@ def draw(answers: list[tuple[int, bool, bool]], latencies: list[tuple[int, float
     places = range(BINS)
     left.bar([i - 0.2 for i in places], [_share(group, 1) for group in groups], 0.4, label="with memory", color="#2a9d4a")
     left.bar([i + 0.2 for i in places], [_share(group, 2) for group in groups], 0.4, label="window only", color="#c0392b")
-    left.set_xticks(list(places), [f"{width * i / 1000:.0f}k to {width * (i + 1) / 1000:.0f}k\n({len(groups[i])} asked)" for i in places])
+    left.set_xticks(list(places), _labels(width, groups), fontsize=8)
     left.set_ylim(0, 1.05)
-    left.set_xlabel("tokens ago")
+    left.set_xlabel("thousand tokens ago")
     left.set_ylabel("exact answers")
     left.legend()
-    right.plot([tokens for tokens, _ in latencies], [seconds * 1000 for _, seconds in latencies], "o", color="#1f5fa8")
+    right.plot([tokens / 1000 for tokens, _ in latencies], [seconds * 1000 for _, seconds in latencies], "o", color="#1f5fa8")
     right.set_ylim(bottom=0)
-    right.set_xlabel("tokens in memory")
+    right.set_xlabel("thousand tokens in memory")
     right.set_ylabel("first answer token, ms")
     figure.suptitle(f"{result['right']} of {result['questions']} right over {result['tokens']:,} tokens, window 512")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _labels(width: float, groups: list[list[tuple[int, bool, bool]]]) -> list[str]:
+    return [f"{width * i / 1000:.0f} to {width * (i + 1) / 1000:.0f}\n({len(group)} asked)" for i, group in enumerate(groups)]
 
 
 def _share(group: list[tuple[int, bool, bool]], column: int) -> float:
