@@ -14,6 +14,9 @@ EMPTY = float("-inf")
 LEAST_SHARE = 1e-3
 """Share of a query's vote below which a candidate counts as not found by it."""
 
+BLOCKS_AT_ONCE = 128
+"""Blocks in one product at most. Few shapes, since a CPU keeps a compiled kernel for each one it has seen."""
+
 PRODUCTS_AT_ONCE = 1 << 19
 """Products of queries and keys held at a time: they stay in one core's cache."""
 
@@ -47,12 +50,14 @@ def block_maxima(queries: Tensor, keys: list[Tensor], scale: float) -> Tensor:
     asked = (queries.float() * scale).to(dtype).transpose(0, 1).contiguous()
     best = queries.new_empty((sum(len(part) for part in keys), rows), dtype=torch.float32)
     done = 0
+    step = max(1, min(BLOCKS_AT_ONCE, PRODUCTS_AT_ONCE // (rows * keys[0].shape[1])))
     for part in keys:
-        step = max(1, PRODUCTS_AT_ONCE // (rows * part.shape[1]))
-        for chunk in part.split(step):
+        for at in range(0, len(part), step):
+            first = max(0, min(at, len(part) - step))  # the last chunk overlaps: products of one shape share one compiled kernel
+            chunk = part[first : first + step]
             products = chunk.reshape(-1, chunk.shape[-1]) @ asked
-            best[done : done + len(chunk)] = products.view(len(chunk), chunk.shape[1], rows).amax(1)
-            done += len(chunk)
+            best[done + first : done + first + len(chunk)] = products.view(len(chunk), chunk.shape[1], rows).amax(1)
+        done += len(part)
     return best.transpose(0, 1)
 
 
