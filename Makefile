@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/agent-memory demo $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/agent-memory demo $(ARGS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
