@@ -5,7 +5,6 @@ Knows the order of things and what is printed; each thing itself is done elsewhe
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
@@ -246,8 +245,3 @@ def _draw(result: dict[str, Any], asked: list[Asked], log: Log, path: Path) -> P
 
     answers = [(one.tokens_ago, one.right, one.plain_right) for one in asked]
     return draw(answers, [(probe["tokens"], probe["seconds"]) for probe in log.probes], result, path)
-
-
-def to_json(result: dict[str, Any]) -> str:
-    """One JSON object."""
-    return json.dumps(result)

@@ -5,7 +5,7 @@ Knows token indices, Blocks and the cache they live in; does not know models, me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -176,10 +176,6 @@ class SessionKV:
         if blocks > self.saved:
             self.cache.saved(self.uids[self.saved : blocks])
             self.saved = blocks
-
-    def mark_lost(self, blocks: Sequence[int]) -> None:
-        """Never select these Blocks: their bytes cannot be trusted."""
-        self.lost[list(blocks)] = True
 
     def close(self) -> None:
         """Give the cache back what this Session held."""
