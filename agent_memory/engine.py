@@ -109,15 +109,17 @@ class MemoryEngine:
         Returns:
             (as the generator's value) why it ended: ``stop``, ``length`` or ``cancelled``.
         """
-        self.catch_up(count - len(self._pending(count, request)))
-        pending = self._pending(count, request)
-        start = count - len(pending)
-        self.kv.truncate(start)
-        fed = torch.cat([pending, torch.tensor(request.prompt, dtype=torch.int64)])
+        start = self._start(count, request)
+        if self._chunk(self.final) != self._chunk(count + len(request.prompt) - 1):
+            self.catch_up(start)  # more than one forward: what is left for the last is the prompt
+        first = min(self.final, start)
+        self.kv.truncate(first)
+        fed = torch.cat([self._tokens(first, count), torch.tensor(request.prompt, dtype=torch.int64)])
 
         def next_logits(token: int | None) -> Tensor:
             if token is None:
-                logits = self._feed(fed, trace, "last", None)
+                logits = self._feed(fed, trace, "last", None, since=start)
+                self.final = self.floor(start)
             else:
                 self.counters.decoded += 1
                 logits = self._forward(torch.tensor([token]), trace, "last")
@@ -126,7 +128,8 @@ class MemoryEngine:
             return logits.reshape(-1)
 
         try:
-            return (yield from decode(next_logits, self._tokenizer, request, history=pending.tolist(), **hooks))
+            history = self._tokens(start, count).tolist()
+            return (yield from decode(next_logits, self._tokenizer, request, history=history, **hooks))
         finally:
             self.kv.truncate(min(start, self.kv.length))
             self.final = min(self.final, self.floor(start))
@@ -145,12 +148,14 @@ class MemoryEngine:
         finally:
             kv.close()
 
-    def _pending(self, count: int, request: GenerationRequest) -> Tensor:
-        """Committed tokens fed together with the prompt: those of the broken group, or one token where there is nothing to feed."""
+    def _start(self, count: int, request: GenerationRequest) -> int:
+        """Where what is fed for a reply alone begins: the broken group, or the last token where there would be nothing to feed."""
         start = self.floor(count)
-        if start == count and not request.prompt:
-            start = self.floor(count - 1)
-        return self._tokens(start, count)
+        return self.floor(count - 1) if start == count and not request.prompt else start
+
+    @staticmethod
+    def _chunk(at: int) -> int:
+        return at // CHUNK_TOKENS
 
     def floor(self, count: int) -> int:
         """Where tokens ``[0, count)`` stop being final: the last whole group, or everything that fits the attended set."""
@@ -159,14 +164,16 @@ class MemoryEngine:
             return count
         return count - count % self.method.sizes.group
 
-    def _feed(self, ids: Tensor, trace: Trace | None, logits: Logits, progress: Callable[[int], None] | None) -> Tensor | None:
+    def _feed(
+        self, ids: Tensor, trace: Trace | None, logits: Logits, progress: Callable[[int], None] | None, since: int = 0
+    ) -> Tensor | None:
         """Forward in chunks that end on the grid; returns the logits of the last chunk."""
         out, at = None, 0
         while at < len(ids):
             start = self.kv.length
             size = min(CHUNK_TOKENS - start % CHUNK_TOKENS, len(ids) - at)
             last = at + size == len(ids)
-            out = self._forward(ids[at : at + size], trace, logits if last else "none")
+            out = self._forward(ids[at : at + size], trace, logits if last else "none", since)
             at += size
             self.counters.prefilled += size
             if trace is None:
@@ -175,9 +182,9 @@ class MemoryEngine:
                 progress(at)
         return out
 
-    def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits) -> Tensor | None:
+    def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits, since: int = 0) -> Tensor | None:
         start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, (start, start + len(ids)), self._recent, trace)
+        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, (start, start + len(ids)), self._recent, trace, since)
         self.counters.forwards += 1
         with torch.no_grad():
             return self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)

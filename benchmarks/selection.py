@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from agent_memory.attention.methods import Method, derive_sizes
-from agent_memory.attention.selectors import Bounds, Selection
+from agent_memory.attention.selectors import Ask, Selection, WindowSelector
 from agent_memory.evaluate.haystack import Needle, make_haystack
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.pocket import data
@@ -40,11 +40,11 @@ class Recorder:
     asked: dict[int, list[Tensor]] = field(default_factory=dict)
     on: bool = False
 
-    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose nothing."""
         if self.on:
-            self.asked.setdefault(id(layer.every_key), []).append(queries.clone())
-        return Selection(torch.empty((queries.shape[0], 1, 0), dtype=torch.int64), exact=True, certified="memory", keys_scored=0)
+            self.asked.setdefault(id(layer.every_key), []).extend(ask.queries.clone() for ask in asks)
+        return WindowSelector().select(asks, scaling, layer)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .positions import Attended, TruePositions
 from .region import LayerRule, Region, Rotary, attend
-from .selectors import Bounds, Selection
+from .selectors import Ask, Bounds, Selection
 from .trace import Trace
 
-HEARD = 8
+HEARD = 12
 """Queries before a broken group that are kept, for what they say about it."""
 
 
@@ -51,20 +51,43 @@ class Piece:
     dense: bool
 
 
-def cut(start: int, stop: int, attended: int | None, group: int) -> list[Piece]:
-    """Cut tokens ``[start, stop)`` into a dense piece, whole groups, and broken groups at either end."""
+def cut(start: int, stop: int, attended: int | None, group: int, at: int | None = None) -> list[Piece]:
+    """Cut tokens ``[start, stop)`` into a dense piece, whole groups, and broken groups at either end; and at the border ``at`` of
+    two groups, if given."""
+    if at is not None and start < at < stop:
+        return [*cut(start, at, attended, group), *cut(at, stop, attended, group)]
     border = stop if attended is None else min(max(attended, start), stop)
     pieces = [Piece(start, border, True)] if border > start else []
-    at = border
-    if at % group and at < stop:
-        pieces.append(Piece(at, min(stop, at - at % group + group), False))
-        at = pieces[-1].stop
-    whole = stop - (stop - at) % group
-    if whole > at:
-        pieces.append(Piece(at, whole, False))
-    if stop > max(whole, at):
-        pieces.append(Piece(max(whole, at), stop, False))
+    if border % group and border < stop:
+        pieces.append(Piece(border, min(stop, border - border % group + group), False))
+        border = pieces[-1].stop
+    whole = stop - (stop - border) % group
+    if whole > border:
+        pieces.append(Piece(border, whole, False))
+    if stop > max(whole, border):
+        pieces.append(Piece(max(whole, border), stop, False))
     return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Groups of queries of one piece, one ``group`` apart.
+
+    Attributes:
+        queries: ``[G, H, T, d]``: the last ``T`` of each group's ``length`` tokens ask.
+        voters: the queries that are heard, those asking last.
+        starts: int64 ``[G]``, first token of each group.
+        first: the first of them.
+        length: tokens of each group that exist.
+        bounds: what they may choose from.
+    """
+
+    queries: Tensor
+    voters: Tensor
+    starts: Tensor
+    first: int
+    length: int
+    bounds: Bounds
 
 
 class MemoryStep:
@@ -78,6 +101,7 @@ class MemoryStep:
         span: ``(start, stop)``.
         recent: queries of the step before.
         trace: counts selections, if given.
+        since: only those of tokens from here on, the border of two groups.
     """
 
     def __init__(
@@ -89,12 +113,14 @@ class MemoryStep:
         span: tuple[int, int],
         recent: RecentQueries,
         trace: Trace | None = None,
+        since: int = 0,
     ) -> None:
-        self.kv, self.method, self.rotary, self.ops, self.recent, self.trace = kv, method, rotary, ops, recent, trace
+        self.kv, self.method, self.rotary, self.ops, self.recent = kv, method, rotary, ops, recent
+        self._trace, self._since = trace, since
         self.start, self.stop = span
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
-        self.pieces = cut(self.start, self.stop, method.attended, group)
+        self.pieces = cut(self.start, self.stop, method.attended, group, since)
 
     def attend(self, rule: LayerRule, q: Tensor, k: Tensor, v: Tensor, sliding: int | None = None) -> Tensor:
         """Append and attend at one layer.
@@ -112,10 +138,12 @@ class MemoryStep:
         self.kv.append(rule.index, k, v)
         if sliding is not None:
             return self._dense(rule, q, self.start, self.stop, sliding)
-        outputs = []
-        for piece in self.pieces:
-            part = q[:, piece.start - self.start : piece.stop - self.start]
-            outputs.append(self._dense(rule, part, piece.start, piece.stop) if piece.dense else self._recall(rule, part, piece))
+        parts = [q[:, piece.start - self.start : piece.stop - self.start] for piece in self.pieces]
+        recalled = iter(self._recall(rule, [(piece, part) for piece, part in zip(self.pieces, parts, strict=True) if not piece.dense]))
+        outputs = [
+            self._dense(rule, part, piece.start, piece.stop) if piece.dense else next(recalled)
+            for piece, part in zip(self.pieces, parts, strict=True)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _dense(self, rule: LayerRule, q: Tensor, start: int, stop: int, width: int | None = None) -> Tensor:
@@ -131,46 +159,59 @@ class MemoryStep:
         out = attend(q[None], positions, self.rotary, rule, self.ops)
         return out[0].transpose(0, 1)
 
-    def _recall(self, rule: LayerRule, q: Tensor, piece: Piece) -> Tensor:
-        """Attend group by group, all groups of the piece at once: ``[H, T, d]`` to ``[T, H, dv]``."""
-        sizes = self.method.sizes
-        if sizes is None:
+    def _recall(self, rule: LayerRule, pieces: list[tuple[Piece, Tensor]]) -> list[Tensor]:
+        """Attend group by group, all groups of a piece at once: each piece's ``[H, T, d]`` to ``[T, H, dv]``."""
+        if not pieces:
+            return []
+        if self.method.sizes is None:
             raise RuntimeError("a method without sizes attends densely")
+        sizes = self.method.sizes
+        groups = [self._groups(rule.index, piece, part, sizes) for piece, part in pieces]
+        chosen = self._choose(rule, groups, self.kv.layers[rule.index])
+        outputs = []
+        for one, selection in zip(groups, chosen, strict=True):
+            regions = self.method.positions.regions(self._attended(rule, one, selection, sizes))
+            out = attend(one.queries, regions, self.rotary, rule, self.ops)
+            outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
+        return outputs
+
+    def _groups(self, layer: int, piece: Piece, q: Tensor, sizes: Sizes) -> _Groups:
+        """The groups of a piece, and who is heard when they choose."""
         group = sizes.group
         first = piece.start - piece.start % group
         count = max(1, (piece.stop - piece.start) // group)
         asked = q.reshape(q.shape[0], count, -1, q.shape[-1]).transpose(0, 1)
         # Whole groups listen to nobody before them: what is kept must not depend on where a forward began.
-        voters = asked if piece.stop - piece.start >= group else self.recent.extend(rule.index, q, piece.start)[None]
-        self.recent.keep(rule.index, q if voters is asked else voters[0], piece.stop)
-        attended = self._attended(rule, asked, voters, first, piece.stop - (count - 1) * group - first, sizes)
-        out = attend(asked, self.method.positions.regions(attended), self.rotary, rule, self.ops)
-        return out.permute(0, 2, 1, 3).flatten(0, 1)
+        voters = asked if piece.stop - piece.start >= group else self.recent.extend(layer, q, piece.start)[None]
+        self.recent.keep(layer, q if voters is asked else voters[0], piece.stop)
+        starts = first + torch.arange(count, device=q.device) * group
+        bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
+        return _Groups(asked, voters, starts, first, piece.stop - (count - 1) * group - first, bounds)
 
-    def _choose(self, rule: LayerRule, voters: Tensor, asking: int, bounds: Bounds, layer: LayerKV) -> Selection:
-        """This layer's own choice, or that of the last layer that chose for the same groups."""
-        place = int(bounds.stops[0])
+    def _choose(self, rule: LayerRule, groups: list[_Groups], layer: LayerKV) -> list[Selection]:
+        """This layer's own choices, or those of the last layer that chose for the same groups."""
         if not self.method.chooses(rule.index):
-            return self._chosen.get(place) or _nothing(voters.shape[0], voters.device)
-        chosen = self.method.selector.select(voters, asking, rule.scaling, bounds, layer)
-        self._chosen[place] = chosen
-        if self.trace is not None:
-            self.trace.lose(self.kv.lost)
-            self.trace.choose(chosen.tokens, bounds.block, chosen.exact, chosen.certified, chosen.keys_scored)
+            return [self._chosen.get(one.first) or _nothing(one.queries) for one in groups]
+        asks = [Ask(one.voters, one.queries.shape[2], one.bounds) for one in groups]
+        chosen = self.method.selector.select(asks, rule.scaling, layer)
+        for one, selection in zip(groups, chosen, strict=True):
+            self._chosen[one.first] = selection
+            trace = self._traced(one)
+            if trace is not None:
+                trace.lose(self.kv.lost)
+                trace.choose(selection.tokens, one.bounds.block, selection.exact, selection.certified, selection.keys_scored)
         return chosen
 
-    def _attended(self, rule: LayerRule, asked: Tensor, voters: Tensor, first: int, length: int, sizes: Sizes) -> Attended:
-        """Sink, selected, local and own tokens of groups ``asked [G, H, T, d]``.
+    def _traced(self, groups: _Groups) -> Trace | None:
+        return self._trace if groups.first >= self._since else None
 
-        The groups start at ``first``, one ``group`` apart; their last ``T`` of ``length`` tokens ask.
-        """
-        layer, count, device = self.kv.layers[rule.index], asked.shape[0], asked.device
-        starts = first + torch.arange(count, device=device) * sizes.group
-        bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
-        chosen = self._choose(rule, voters, asked.shape[2], bounds, layer)
-        near_k, near_v = layer.window.spans(first - sizes.local, sizes.group, count, sizes.local + length)
-        near = (starts - sizes.local)[:, None] + torch.arange(sizes.local + length, device=device)
-        queries = near[:, -asked.shape[2] :]
+    def _attended(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
+        """Sink, selected, local and own tokens of groups of queries."""
+        layer, device = self.kv.layers[rule.index], groups.queries.device
+        count, _, asking, _ = groups.queries.shape
+        width = sizes.local + groups.length
+        near_k, near_v = layer.window.spans(groups.first - sizes.local, sizes.group, count, width)
+        near = (groups.starts - sizes.local)[:, None] + torch.arange(width, device=device)
         sink = layer.sink[:, None].expand(-1, count, -1, -1, -1)
         sink_tokens = torch.arange(sizes.sink, device=device).expand(count, -1)
         scope = chosen.tokens.shape[1]
@@ -180,14 +221,16 @@ class MemoryStep:
             parts_k.append(gathered.keys)
             parts_v.append(gathered.values)
             tokens.append(chosen.tokens.masked_fill(~gathered.valid, -1))
-            if self.trace is not None:
-                self.trace.read(gathered.blocks, gathered.tiers)
+            trace = self._traced(groups)
+            if trace is not None:
+                trace.read(gathered.blocks, gathered.tiers)
         tokens.append(near[:, None].expand(-1, scope, -1))
-        return Attended(torch.cat([*parts_k, near_k], 2), torch.cat([*parts_v, near_v], 2), torch.cat(tokens, 2), queries)
+        return Attended(torch.cat([*parts_k, near_k], 2), torch.cat([*parts_v, near_v], 2), torch.cat(tokens, 2), near[:, -asking:])
 
 
-def _nothing(groups: int, device: torch.device) -> Selection:
-    return Selection(torch.empty((groups, 1, 0), dtype=torch.int64, device=device), exact=True, certified="memory", keys_scored=0)
+def _nothing(queries: Tensor) -> Selection:
+    none = torch.empty((queries.shape[0], 1, 0), dtype=torch.int64, device=queries.device)
+    return Selection(none, exact=True, certified="memory", keys_scored=0)
 
 
 def _and(visible: Tensor | None, more: Tensor) -> Tensor:

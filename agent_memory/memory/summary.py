@@ -58,9 +58,12 @@ class LayerSummary:
             self._rows["q8"] = GrowingRows((*tokens, head_dim), torch.int8, device=device)
             self._rows["scale"] = GrowingRows(tokens, torch.float32, device=device)
             self._rows["residual"] = GrowingRows(tokens, torch.float32, device=device)
-        # The keys a scan reads, head by head so that a pass over them is one matrix product: half the bytes and four times the
-        # speed of fp32 on a CPU. Made from the 8-bit keys, so that a Session that was reopened scans the same numbers.
-        self._scan = [GrowingRows((BLOCK_TOKENS, head_dim), torch.bfloat16, device=device) for _ in range(kv_heads if sketch else 0)]
+        # The keys a scan reads, head by head so that a pass over them is one product of 8-bit integers, with one step a Block so
+        # that the best of its products is the best of its integers. Made from the sketch, so that a Session that was reopened scans
+        # the same numbers.
+        heads = range(kv_heads if sketch else 0)
+        self._scan = [GrowingRows((BLOCK_TOKENS, head_dim), torch.int8, device=device) for _ in heads]
+        self._scan_steps = [GrowingRows((), torch.float32, device=device) for _ in heads]
 
     def __len__(self) -> int:
         return len(self.means)
@@ -75,7 +78,7 @@ class LayerSummary:
 
     def truncate(self, n: int) -> None:
         """Forget every Block from ``n`` on."""
-        for rows in (*self._rows.values(), *self._scan):
+        for rows in self._everything():
             rows.truncate(n)
 
     def fork(self, n: int) -> LayerSummary:
@@ -83,6 +86,7 @@ class LayerSummary:
         child = LayerSummary(self.kv_heads, self.head_dim, sketch=self.sketch, device=self.device)
         child._rows = {name: rows.fork(n) for name, rows in self._rows.items()}
         child._scan = [rows.fork(n) for rows in self._scan]
+        child._scan_steps = [rows.fork(n) for rows in self._scan_steps]
         return child
 
     @property
@@ -105,13 +109,14 @@ class LayerSummary:
         """fp32 ``[N, Hk, 32]``: ``|key - scale * q8|``, rounded up."""
         return self._sketched("residual")
 
-    def scanned(self, head: int, count: int) -> list[Tensor]:
-        """bf16 ``[*, 32, d]``: the 8-bit keys of one KV head's first ``count`` Blocks, in one or two views that follow each other."""
-        views, left = [], count
-        for part in self._scan[head].views():
-            views.append(part[:left])
-            left -= len(views[-1])
-        return views
+    def scanned(self, head: int, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The keys of one KV head's first ``count`` Blocks on an 8-bit grid of each Block: int8 ``[*, 32, d]`` and fp32 ``[*]`` steps,
+        in one or two pairs of views that follow each other."""
+        pairs, left = [], count
+        for keys, steps in zip(self._scan[head].views(), self._scan_steps[head].views(), strict=True):
+            pairs.append((keys[:left], steps[:left]))
+            left -= len(pairs[-1][0])
+        return pairs
 
     def score_sketch(self, q: Tensor, blocks: Tensor | slice) -> SketchScores:
         """Scores of queries against the 8-bit keys of some Blocks, with their error bound.
@@ -174,7 +179,10 @@ class LayerSummary:
     @property
     def nbytes(self) -> int:
         """Bytes reserved by this summary; rows inherited by a fork are counted by the summary that made them."""
-        return sum(rows.nbytes for rows in (*self._rows.values(), *self._scan))
+        return sum(rows.nbytes for rows in self._everything())
+
+    def _everything(self) -> list[GrowingRows]:
+        return [*self._rows.values(), *self._scan, *self._scan_steps]
 
     def _extend(self, new: Mapping[str, Tensor]) -> None:
         start = len(self)
@@ -182,9 +190,10 @@ class LayerSummary:
             for name, rows in self._rows.items():
                 rows.append(new[name])
             if self.sketch:
-                whole = _as_float(new["q8"]) * new["scale"][..., None]
-                for head, rows in enumerate(self._scan):
-                    rows.append(whole[:, head])
+                keys, steps = coarsen(new["q8"], new["scale"])
+                for head, (rows, sizes) in enumerate(zip(self._scan, self._scan_steps, strict=True)):
+                    rows.append(keys[:, head])
+                    sizes.append(steps[:, head])
         except BaseException:
             # All rows grow, or none: a Block without its residual would be certified by a stale one.
             self.truncate(start)
@@ -233,6 +242,13 @@ def quantise(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rounded_up = torch.nextafter(lost, torch.full_like(lost, math.inf))
     residual = torch.where(finite, torch.where(lost > 0, rounded_up, lost), math.inf)
     return q8.to(torch.int8), scale, residual
+
+
+def coarsen(q8: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys with a step each ``[..., 32, d]``, ``[..., 32]`` on the grid of the longest step among them: int8 and fp32 ``[...]``."""
+    step = scale.amax(dim=-1)
+    share = torch.where(step[..., None] > 0, scale / step[..., None], 0.0)
+    return (_as_float(q8) * share[..., None]).round_().to(torch.int8), step
 
 
 def _as_float(q8: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Knows the chat format's token ids. It knows no model.
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,10 @@ from agent_memory.pocket import dialogues
 
 IGNORE = -100
 BLOCK = 32
+LONGEST = 1536
+"""Tokens of a dialogue whose recall is imitated."""
+NEAR = 64
+"""Tokens of what was told last that are shown as they stand."""
 
 
 @dataclass
@@ -22,6 +27,15 @@ class Sequence:
     ids: list[int]
     labels: list[int]
     spans: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+@dataclass
+class Recalled:
+    """A dialogue longer than the window, and which of its tokens memory would show: ascending, at most a window of them."""
+
+    ids: list[int]
+    labels: list[int]
+    keep: list[int]
 
 
 class Renderer:
@@ -110,6 +124,40 @@ class Renderer:
             if start in where and stop - 1 in where and where[stop - 1] < length:
                 out.spans.append((where[start], where[stop - 1] + 1, kind))
         return out
+
+    def recalled(self, script: dialogues.Script, length: int) -> Recalled:
+        """As recall shows a long dialogue: its head, the last of what was told, every line that is asked about, and beside them
+        the blocks that are most like what is asked, which are the ones that mislead."""
+        whole = self.sequence(script, LONGEST)
+        _, told, needed = self._marks(script)
+        told = min(told, len(whole.ids))
+        tail = max(told - told % BLOCK - NEAR, BLOCK) if told >= NEAR + 2 * BLOCK else BLOCK
+        room = (length - BLOCK - (len(whole.ids) - tail)) // BLOCK
+        asked = [self.inner.encode(line, add_special_tokens=False).ids for line in script.needed]
+        blocks = range(1, tail // BLOCK)
+        likeness = _likeness([set(whole.ids[at * BLOCK : at * BLOCK + BLOCK]) for at in blocks], [set(ids) for ids in asked])
+        order = sorted(blocks, key=lambda at: (at not in needed, -likeness[at - 1]))
+        shown = sorted(order[: max(0, room)])
+        keep = [*range(min(BLOCK, len(whole.ids))), *(at * BLOCK + i for at in shown for i in range(BLOCK)), *range(tail, len(whole.ids))]
+        return Recalled(whole.ids, whole.labels, keep[:length])
+
+
+def _likeness(blocks: list[set[int]], asked: list[set[int]]) -> list[float]:
+    """For each block, the most it shares with any line that is asked about; a token counts the less the more blocks have it."""
+    spread = Counter(token for block in blocks for token in block)
+    return [max((sum(1 / spread[token] for token in block & line) for line in asked), default=0.0) for block in blocks]
+
+
+def collate_recalled(items: list[Recalled], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids ``[B, L]``, the tokens shown ``[B, K]``, and the labels of those, padded on the right."""
+    ids = torch.full((len(items), max(len(item.ids) for item in items)), pad)
+    keep = torch.zeros((len(items), max(len(item.keep) for item in items)), dtype=torch.long)
+    labels = torch.full(keep.shape, IGNORE)
+    for row, item in enumerate(items):
+        ids[row, : len(item.ids)] = torch.tensor(item.ids)
+        keep[row, : len(item.keep)] = torch.tensor(item.keep)
+        labels[row, : len(item.keep)] = torch.tensor(item.labels)[item.keep]
+    return ids, keep, labels
 
 
 def collate(sequences: list[Sequence], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

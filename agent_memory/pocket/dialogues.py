@@ -34,6 +34,8 @@ class Shape:
     mentions: float = 0.0
     echoes: float = 0.12
     varied: float = 0.2
+    sizes: tuple[int, ...] = (1, 1, 2, 2, 3)  # fields of one record
+    topics: tuple[str, ...] = data.FIELDS  # what dialogues are about whose facts are alike
     real: tuple[data.Record, ...] = ()
     layouts: tuple[str, ...] = data.LAYOUTS
 
@@ -96,14 +98,14 @@ def _records(rng: random.Random, shape: Shape) -> list[tuple[data.Record, str]]:
     total = 0
     pool = list(shape.real)
     # What recall brings together: facts on the same field, whose values begin alike, so that only the name tells them apart.
-    alike = rng.sample(data.FIELDS, rng.choice((1, 2))) if not pool and rng.random() < shape.alike else []
+    alike = rng.sample(shape.topics, min(len(shape.topics), rng.choice((1, 2)))) if not pool and rng.random() < shape.alike else []
     while total < shape.facts:
         near = bool(found) and rng.random() < shape.similar
         if pool:
             record = pool.pop()
         else:
             like = rng.choice(found)[0].name if near else None
-            record = data.make_record(rng, like=like, n_fields=min(rng.choice((1, 1, 2, 2, 3)), shape.facts - total))
+            record = data.make_record(rng, like=like, n_fields=min(rng.choice(shape.sizes), shape.facts - total))
         if any(record.name == other.name for other, _ in found):
             continue
         if alike:

@@ -22,38 +22,12 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from agent_memory.pocket import attend, batches, checkpoint, circuit, dialogues, exact, path
+from agent_memory.pocket import attend, batches, checkpoint, circuit, dialogues, exact, path, shapes
 from agent_memory.pocket import tokenizer as tokenizers
 
 CHECKPOINT = "checkpoint.safetensors"
 LENGTHS = (128, 256, 512)
 PROMOTE = 0.85
-CROWDED = 0.5
-"""Share of dialogues that look as recall does at its worst: a window full of facts on one or two fields, under names that are alike."""
-
-
-def shape_for(length: int, rng: random.Random, late: float) -> dialogues.Shape:
-    """A dialogue that about fills the length; `late` is the share of updates and unknown names."""
-    if length >= 256 and rng.random() < CROWDED:
-        return dialogues.Shape(
-            facts=length // 26, questions=length // 100, noise=0.0, similar=rng.choice((0.2, 0.5)), alike=1.0, calls=0.0, odd_fields=0.0
-        )
-    facts = {64: 1, 128: 2, 256: 5, 512: 10}[length]
-    facts = max(1, round(facts * rng.uniform(0.4, 1.2)))
-    asks = {64: 1, 128: 2, 256: 5, 512: 12}[length]
-    noise = rng.choice((0.0, 0.0, 0.1, 0.3))
-    mentions = rng.choice((0.0, 0.0, 0.2, 0.5))
-    return dialogues.Shape(
-        facts=facts,
-        questions=asks,
-        noise=noise,
-        similar=0.35,
-        alike=0.5,
-        mentions=mentions,
-        calls=rng.choice((0.0, 0.25)),
-        updates=late,
-        unknown=late / 2,
-    )
 
 
 class Trainer:
@@ -106,25 +80,42 @@ class Trainer:
 
     def sequence(self, length: int) -> batches.Sequence:
         """One dialogue; some are longer than the window and have blocks left out."""
-        shape = shape_for(length, self.rng, self.late)
+        shape = shapes.window(length, self.rng, self.late)
         if self.rng.random() >= self.args.gaps:
             return self.renderer.sequence(dialogues.script(self.rng, shape), length)
         more = dataclasses.replace(shape, facts=round(shape.facts * self.rng.uniform(1, 2)) + 1, noise=0.4)
         return self.renderer.gapped(dialogues.script(self.rng, more), length, self.rng)
 
-    def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy at the positions that count; logits are made nowhere else."""
+    def recalled_batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Dialogues longer than the window, as recall shows them: ids, the tokens shown, and their labels."""
+        count = self.args.tokens // LENGTHS[-1]
+        scripts = [dialogues.script(self.rng, shapes.history(self.rng)) for _ in range(count)]
+        return batches.collate_recalled([self.renderer.recalled(script, LENGTHS[-1]) for script in scripts], self.pad)
+
+    def hidden(self, ids: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """What the model makes of whole windows, or of what is shown of longer dialogues."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
-            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
-            target = labels[:, 1:]
-            wanted = target != batches.IGNORE
+            if keep is not None:
+                return attend.as_recalled(self.model.model, ids, keep, circuit.RECALL_LAYERS[0])
+            out: torch.Tensor = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+        return out
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy at the positions that count; logits are made nowhere else."""
+        target = labels[:, 1:]
+        wanted = target != batches.IGNORE
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
             logits = self.model.lm_head(hidden[:, :-1][wanted])
         return nn.functional.cross_entropy(logits.float(), target[wanted])
 
     def update(self) -> tuple[float, int]:
         """One optimiser step: the loss and the tokens read."""
-        ids, labels = self.batch()
-        loss = self.loss(ids, labels)
+        if self.stage == len(LENGTHS) - 1 and self.rng.random() < self.args.recalled:
+            ids, keep, labels = self.recalled_batch()
+            loss = self.loss(self.hidden(ids, keep), labels)
+        else:
+            ids, labels = self.batch()
+            loss = self.loss(self.hidden(ids), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
@@ -160,7 +151,9 @@ class Trainer:
             if name == "generated" and length == 512:
                 out[name] = out["stage"]
                 continue
-            shape = dialogues.Shape(**(vars(shape_for(size, rng, self.late)) | {"facts": {128: 2, 256: 5, 512: 10}[size], "noise": 0.1}))
+            shape = dialogues.Shape(
+                **(vars(shapes.window(size, rng, self.late)) | {"facts": {128: 2, 256: 5, 512: 10}[size], "noise": 0.1})
+            )
             many = count * (512 // size)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
                 counts, _ = exact.tally(self.model, exact.sequences(self.renderer, shape, many, size, 7, real), self.pad)
@@ -279,6 +272,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--late", type=float, help="share of updated facts; half as many unknown names")
     parser.add_argument("--gaps", type=float, default=0.25, help="share of dialogues with blocks left out")
+    parser.add_argument("--recalled", type=float, default=0.5, help="share of steps that imitate recall from long dialogues")
     parser.add_argument("--fade", type=float, default=0.004, help="per step, of what layer 3 holds in fast rotary pairs")
     parser.add_argument("--decay", type=float, default=0.6, help="the part of the budget over which the rate falls")
     parser.add_argument("--floor", type=float, default=0.0, help="export only what scores better than this")

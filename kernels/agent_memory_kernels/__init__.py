@@ -22,7 +22,7 @@ class Operations(Protocol):
         """Products of grouped queries with keys."""
         ...
 
-    def block_maxima(self, queries: Tensor, keys: list[Tensor], scale: float) -> Tensor:
+    def block_maxima(self, queries: Tensor, keys: list[tuple[Tensor, Tensor]], scale: float) -> Tensor:
         """The best product each query has with any key of each Block."""
         ...
 
@@ -30,7 +30,7 @@ class Operations(Protocol):
         """One vote a candidate, from the scores all queries gave it."""
         ...
 
-    def echo(self, scores: Tensor, candidates: Tensor, window: int, weight: float) -> Tensor:
+    def echo(self, scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float) -> Tensor:
         """Normalised scores of each query, in part of the queries before it."""
         ...
 

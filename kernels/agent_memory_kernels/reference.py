@@ -11,14 +11,15 @@ from torch import Tensor
 
 EMPTY = float("-inf")
 
-LEAST_SHARE = 1e-3
+LEAST_SHARE = 1e-4
 """Share of a query's vote below which a candidate counts as not found by it."""
 
 BLOCKS_AT_ONCE = 128
 """Blocks in one product at most. Few shapes, since a CPU keeps a compiled kernel for each one it has seen."""
 
-PRODUCTS_AT_ONCE = 1 << 19
-"""Products of queries and keys held at a time: they stay in one core's cache."""
+
+ROWS = 32
+"""Queries of a scan are filled up to a multiple of this, so that a pass over integers has no remainder."""
 
 
 def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -35,30 +36,42 @@ def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     return torch.matmul(queries.float() * scale, keys.float().transpose(-1, -2))
 
 
-def block_maxima(queries: Tensor, keys: list[Tensor], scale: float) -> Tensor:
-    """The best product each query has with any key of each Block; the products themselves are never all held.
+def block_maxima(queries: Tensor, keys: list[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """The best product each query has with any key of each Block, both in 8 bits; the products themselves are never all held.
+
+    Integers have one result whatever the order and the shape of the sums, so what is chosen does not depend on how keys are cut.
 
     Args:
-        queries: ``[rows, d]``, not rotated.
-        keys: views ``[*, block, d]`` that follow each other, in a dtype the products are made in (bf16 on a CPU).
+        queries: ``[rows, d]``, not rotated; each is rounded to 127 steps of its own.
+        keys: pairs that follow each other: int8 ``[*, block, d]``, and the fp32 step ``[*]`` of each Block's grid.
         scale: logit factor.
 
     Returns:
         ``[rows, blocks]`` fp32.
     """
-    rows, dtype = queries.shape[0], keys[0].dtype
-    asked = (queries.float() * scale).to(dtype).transpose(0, 1).contiguous()
-    best = queries.new_empty((sum(len(part) for part in keys), rows), dtype=torch.float32)
+    rows = queries.shape[0]
+    asked = torch.nn.functional.pad(queries.float(), (0, 0, 0, -rows % ROWS))
+    unit = asked.abs().amax(1).clamp(min=1e-30) / 127
+    whole = (asked / unit[:, None]).round().to(torch.int8).transpose(0, 1)
+    best = torch.empty((sum(len(part) for part, _ in keys), len(asked)), dtype=torch.int32, device=queries.device)
     done = 0
-    step = max(1, min(BLOCKS_AT_ONCE, PRODUCTS_AT_ONCE // (rows * keys[0].shape[1])))
-    for part in keys:
-        for at in range(0, len(part), step):
-            first = max(0, min(at, len(part) - step))  # the last chunk overlaps: products of one shape share one compiled kernel
+    for part, _ in keys:
+        step = min(BLOCKS_AT_ONCE, len(part))
+        for at in range(0, len(part), BLOCKS_AT_ONCE):
+            first = min(at, len(part) - step)  # the last chunk overlaps: products of one shape share one compiled kernel
             chunk = part[first : first + step]
-            products = chunk.reshape(-1, chunk.shape[-1]) @ asked
-            best[done + first : done + first + len(chunk)] = products.view(len(chunk), chunk.shape[1], rows).amax(1)
+            products = _products(chunk.flatten(0, 1), whole).view(len(chunk), chunk.shape[1], len(asked))
+            torch.amax(products, 1, out=best[done + first : done + first + step])
         done += len(part)
-    return best.transpose(0, 1)
+    steps = torch.cat([step for _, step in keys])
+    return best[:, :rows].transpose(0, 1) * (unit[:rows, None] * scale) * steps
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """int32 product of int8 matrices."""
+    if left.device.type == "cpu":
+        return torch._int_mm(left, right)
+    return (left.float() @ right.float()).to(torch.int32)  # exact: a sum of d products of 7 bits each stays below 2**24
 
 
 def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
@@ -82,30 +95,30 @@ def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
     return best.masked_fill_(~candidates.expand_as(best), EMPTY)
 
 
-def echo(scores: Tensor, candidates: Tensor, window: int, weight: float) -> Tensor:
+def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float) -> Tensor:
     """Votes of queries that speak for themselves and, in part, for the queries just before them.
 
     A query's score is its normalised one plus ``weight`` times the mean log share that the last ``window`` queries gave the same
-    candidate: what a whole name and its field keep finding stands above what only the field finds.
+    candidate or the one before it: what a whole name and its field keep finding stands above what only the field finds, and a
+    fact may begin at the end of one Block and have its value in the next.
 
     Args:
         scores: ``[G, S, m, n]`` fp32, rows in the order of the queries; overwritten.
-        candidates: bool ``[G, 1 or S, n]``.
+        candidates: bool ``[G, 1 or S, n]``, at least one in each row.
+        asking: how many of the last rows vote.
         window: queries that are heard, the row's own with them.
         weight: how loud the earlier ones are.
 
     Returns:
-        ``[G, S, m, n]`` fp32, ``-inf`` where not a candidate.
+        ``[G, S, asking, n]`` fp32, ``-inf`` where not a candidate.
     """
     scores.masked_fill_(~candidates[:, :, None, :], EMPTY)
-    scores -= torch.logsumexp(scores, dim=-1, keepdim=True)
-    shares = (scores.exp() + LEAST_SHARE).log_()
-    sums = torch.nn.functional.pad(shares.cumsum(2), (0, 0, 1, 0))
-    m = scores.shape[2]
-    last = torch.arange(1, m + 1, device=scores.device)
-    first = (last - window).clamp(min=0)
-    heard = (sums[:, :, last] - sums[:, :, first]) / (last - first)[:, None]
-    return scores.add_(heard, alpha=weight)
+    shares = torch.softmax(scores, dim=-1).add_(LEAST_SHARE).log_()
+    shares[..., 1:] = torch.maximum(shares[..., 1:], shares[..., :-1])
+    rows = torch.arange(scores.shape[2], device=scores.device)
+    heard = (rows <= rows[-asking:, None]) & (rows > rows[-asking:, None] - window)
+    weights = heard.float() * weight / heard.sum(1, keepdim=True)
+    return torch.log_softmax(scores[:, :, -asking:], dim=-1).add_(weights @ shares)
 
 
 def select(votes: Tensor, count: int) -> Tensor:

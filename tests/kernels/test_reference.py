@@ -20,12 +20,47 @@ def test_there_is_one_choice_of_backend() -> None:
         operations("magic")
 
 
-@pytest.mark.parametrize(("rows", "blocks", "size", "dim"), [(1, 3, 32, 64), (64, 300, 32, 32), (5, 1, 7, 16)])
+@pytest.mark.parametrize(("rows", "blocks", "size", "dim"), [(1, 3, 32, 64), (64, 300, 32, 32), (5, 1, 7, 16), (33, 129, 32, 80)])
 def test_block_maxima_are_the_best_products(rows: int, blocks: int, size: int, dim: int) -> None:
-    queries, keys = made(rows, dim), made(blocks, size, dim, seed=1)
-    best = reference.block_maxima(queries, [keys[: blocks // 2], keys[blocks // 2 :]], 0.5)
-    exact = torch.einsum("rd,bsd->rbs", queries.double() * 0.5, keys.double()).amax(-1)
-    assert torch.allclose(best.double(), exact, atol=1e-5)
+    queries = made(rows, dim)
+    keys = (made(blocks, size, dim, seed=1) * 40).round().clamp(-127, 127).to(torch.int8)
+    steps = made(blocks, seed=2).abs()
+    cut = blocks // 2
+    best = reference.block_maxima(queries, [(keys[:cut], steps[:cut]), (keys[cut:], steps[cut:])], 0.5)
+    unit = queries.abs().amax(1, keepdim=True) / 127
+    asked = (queries / unit).round().double()
+    exact = torch.einsum("rd,bsd->rbs", asked, keys.double()).amax(-1) * unit.double() * 0.5 * steps.double()
+    assert torch.allclose(best.double(), exact, rtol=1e-6)
+    near = torch.einsum("rd,bsd->rbs", queries.double(), keys.double()).amax(-1) * 0.5 * steps.double()
+    longest = queries.norm(dim=1)[:, None].double() * keys.double().norm(dim=2).amax(1) * steps.double()
+    assert bool(((best.double() - near).abs() <= 0.01 * longest).all())
+
+
+def test_block_maxima_do_not_depend_on_how_keys_and_queries_are_cut() -> None:
+    queries = made(40, 64)
+    keys, steps = (made(700, 32, 64, seed=1) * 40).round().clamp(-127, 127).to(torch.int8), made(700, seed=2).abs()
+    whole = reference.block_maxima(queries, [(keys, steps)], 1.0)
+    assert torch.equal(reference.block_maxima(queries, [(keys[:3], steps[:3]), (keys[3:], steps[3:])], 1.0), whole)
+    assert torch.equal(reference.block_maxima(queries[7:9], [(keys, steps)], 1.0), whole[7:9])
+
+
+def test_echo_is_its_definition() -> None:
+    scores, window, weight, asking = made(2, 3, 9, 40), 4, 1.5, 5
+    candidates = torch.ones(2, 1, 40, dtype=torch.bool)
+    candidates[1, 0, 30:] = False
+    votes = reference.echo(scores.clone(), candidates, asking, window, weight)
+    assert votes.shape == (2, 3, asking, 40)
+    for group in range(2):
+        allowed = candidates[group, 0].nonzero().flatten()
+        shares = torch.full((3, 9, 40), 0.0, dtype=torch.float64)
+        shares[..., allowed] = scores[group][..., allowed].double().softmax(-1)
+        logs = (shares + reference.LEAST_SHARE).log()
+        for row in range(9 - asking, 9):
+            for at in allowed.tolist():
+                heard = [max(logs[0, t, at], logs[0, t, max(at - 1, 0)]) for t in range(max(0, row - window + 1), row + 1)]
+                expected = shares[0, row, at].log() + weight * sum(heard) / len(heard)
+                assert abs(float(votes[group, 0, row - 9 + asking, at]) - float(expected)) < 1e-4
+    assert bool((votes[1, :, :, 30:] == -INF).all())
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 12])

@@ -14,7 +14,7 @@ from agent_memory.errors import SessionBusy, SessionClosed
 from agent_memory.store.store import Store
 from tests.store.support import Child, append, assert_numbered, open_session
 
-WRITERS, ATTEMPTS = 8, 60
+WRITERS, ATTEMPTS = 8, 200
 
 
 def test_many_processes_never_two_writers(fresh: Callable[[], Path]) -> None:

@@ -101,10 +101,10 @@ def test_a_canary_stays_at_home(fresh: Callable[[], Path]) -> None:
         assert path.is_dir() or canary.encode() not in path.read_bytes(), path
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=some.lists(
-        some.tuples(some.sampled_from("append append seal fork delete reopen restart".split()), some.integers(0, 3)), max_size=25
+        some.tuples(some.sampled_from("append append seal fork delete reopen restart".split()), some.integers(0, 3)), max_size=50
     )
 )
 def test_any_history_reads_back_as_it_was_written(fresh: Callable[[], Path], steps: list[tuple[str, int]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from agent_memory.store.store import Store
 from tests.store.support import KV, Child, append, assert_numbered, assert_whole, block_bytes, fill, open_session, segment, segment_files
 
-ROUNDS = 100
+ROUNDS = 200
 CANARY = "canary-9e107d9d"
 
 

@@ -5,6 +5,7 @@ Knows token indices, Blocks and summaries; does not know positions, values or Ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,13 +65,28 @@ class Selection:
     keys_scored: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Groups of queries that want a choice each.
+
+    Attributes:
+        queries: ``[G, H, T, d]``, not rotated.
+        asking: the last so many queries of each group choose; the ones before them are what was asked just before.
+        bounds: what they may choose from.
+    """
+
+    queries: Tensor
+    asking: int
+    bounds: Bounds
+
+
 class Selector(Protocol):
     """Chooses tokens of memory for groups of queries. The smallest one returns ``tokens`` of shape ``[G, 1, 0]``."""
 
     needs_every_key: bool
 
-    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
-        """Choose for the last ``asking`` of ``queries [G, H, T, d]`` (not rotated); the ones before them are what was asked just before."""
+    def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
+        """Choose for each of ``asks``; together, so that keys are read once for all of them."""
         ...
 
 

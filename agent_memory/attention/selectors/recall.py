@@ -7,6 +7,7 @@ Block are alike; where every key stands for itself (copying heads) the mean of 3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,7 @@ from agent_memory_kernels import Operations
 from ...memory.layer_kv import LayerKV
 from ...memory.summary import LayerSummary
 from ...types import BLOCK_TOKENS
-from .base import Bounds, Selection, by_kv_head
+from .base import Ask, Bounds, Selection, by_kv_head
 
 Choice = tuple[Tensor, bool, bool, int]
 """Blocks ``[G, S, b]`` (-1 padded), whether they are proven among what was scored, whether that was everything, keys scored."""
@@ -33,7 +34,7 @@ class RecallRule:
 
     Attributes:
         blocks: Blocks recalled for each choice.
-        scan: ``keys`` scans every key in 16 bits; ``means`` prefilters by mean keys and scores the keys of ``survivors`` in 8 bits
+        scan: ``keys`` scans every key in 8 bits; ``means`` prefilters by mean keys and scores the keys of ``survivors`` in 8 bits
             with an error bound; ``exact`` scores every key in fp32, and keeps them all in memory.
         survivors: Blocks the ``means`` prefilter leaves; 0 decides by mean keys alone.
         vote: ``softmax`` (normalised per query) or ``max`` (raw).
@@ -48,9 +49,9 @@ class RecallRule:
     scan: Literal["keys", "means", "exact"] = "keys"
     survivors: int = 64
     vote: Literal["softmax", "max"] = "softmax"
-    scope: Literal["kv_head", "layer"] = "kv_head"
-    echo: float = 2.0
-    heard: int = 8
+    scope: Literal["kv_head", "layer"] = "layer"
+    echo: float = 4.0
+    heard: int = 12
     margin: float = 2.0
     pool: bool = True
 
@@ -62,15 +63,25 @@ class RecallSelector:
         self.rule, self._ops = rule, ops
         self.needs_every_key = rule.scan == "exact"
 
-    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose Blocks for groups of queries."""
-        rows = by_kv_head(queries, _summary(layer).kv_heads)
-        if self.rule.pool:
-            rows = rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2)
-        candidates = bounds.candidates()
-        if self.rule.scan != "keys":
-            rows = rows[:, :, -asking:] if self.rule.pool else by_kv_head(queries[:, :, -asking:], rows.shape[1])
-        blocks, proven, whole, scored = self._choose(rows, asking, scaling, candidates, layer)
+        summary = _summary(layer)
+        rows = [self._rows(ask, summary.kv_heads) for ask in asks]
+        candidates = [ask.bounds.candidates() for ask in asks]
+        if self.rule.scan == "keys":
+            choices = self._scan(rows, asks, candidates, scaling, summary)
+        else:
+            choices = [self._choose(part, scaling, allowed, layer) for part, allowed in zip(rows, candidates, strict=True)]
+        return [self._selection(ask.bounds, choice) for ask, choice in zip(asks, choices, strict=True)]
+
+    def _rows(self, ask: Ask, kv_heads: int) -> Tensor:
+        """``[G, Hk, m, d]``: the queries that share a KV head, pooled or one by one; those asked before only where they are heard."""
+        queries = ask.queries if self.rule.scan == "keys" and self.rule.pool and self.rule.echo else ask.queries[:, :, -ask.asking :]
+        rows = by_kv_head(queries, kv_heads)
+        return rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2) if self.rule.pool else rows
+
+    def _selection(self, bounds: Bounds, choice: Choice) -> Selection:
+        blocks, proven, whole, scored = choice
         return Selection(
             bounds.tokens(blocks),
             exact=proven and whole and not bounds.lost.any(),
@@ -78,12 +89,41 @@ class RecallSelector:
             keys_scored=scored,
         )
 
-    def _choose(self, rows: Tensor, asking: int, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
-        if int(candidates.sum(1).max()) <= self.rule.blocks:
-            every = candidates[:, None].float().masked_fill(~candidates[:, None], float("-inf"))
-            return self._ops.select(every, self.rule.blocks), True, True, 0
-        if self.rule.scan == "keys":
-            return self._scan(rows, asking, scaling, candidates, _summary(layer))
+    def _all(self, candidates: Tensor) -> Choice | None:
+        """Every candidate, where there are not more than may be chosen."""
+        if int(candidates.sum(1).max()) > self.rule.blocks:
+            return None
+        every = candidates[:, None].float().masked_fill(~candidates[:, None], float("-inf"))
+        return self._ops.select(every, self.rule.blocks), True, True, 0
+
+    def _scan(
+        self, rows: list[Tensor], asks: Sequence[Ask], candidates: list[Tensor], scaling: float, summary: LayerSummary
+    ) -> list[Choice]:
+        """Choose by the best key of each Block. Every key is read once, for all queries of the forward together."""
+        choices = [self._all(allowed) for allowed in candidates]
+        wanted = [at for at, choice in enumerate(choices) if choice is None]
+        if wanted:
+            count = max(candidates[at].shape[1] for at in wanted)
+            flat = torch.cat([rows[at].transpose(0, 1).flatten(1, 2) for at in wanted], dim=1)
+            scans = [self._ops.block_maxima(queries, summary.scanned(head, count), scaling) for head, queries in enumerate(flat)]
+            parts = torch.stack(scans).split([rows[at].shape[0] * rows[at].shape[2] for at in wanted], dim=1)
+            for at, best in zip(wanted, parts, strict=True):
+                choices[at] = self._choose_scanned(best, rows[at], asks[at].asking, candidates[at])
+        return [choice for choice in choices if choice is not None]
+
+    def _choose_scanned(self, best: Tensor, rows: Tensor, asking: int, candidates: Tensor) -> Choice:
+        """Choose by the best products ``[Hk, G * m, at least n]`` of the groups' queries; each is normalised over the Blocks."""
+        groups, heads, m, _ = rows.shape
+        count = candidates.shape[1]
+        by_group = best[..., :count].unflatten(1, (groups, m)).transpose(0, 1)
+        votes = torch.cat([self._vote(by_group[g : g + 1].contiguous(), asking, candidates[g : g + 1, None]) for g in range(groups)])
+        return self._ops.select(votes, self.rule.blocks), False, True, groups * heads * count * BLOCK_TOKENS
+
+    def _choose(self, rows: Tensor, scaling: float, candidates: Tensor, layer: LayerKV) -> Choice:
+        """Choose by means, or by every key in fp32, some groups at a time."""
+        everything = self._all(candidates)
+        if everything is not None:
+            return everything
         choose = self._choose_exactly if self.rule.scan == "exact" else self._choose_by_means
         keys = (
             candidates.shape[1] * BLOCK_TOKENS
@@ -95,22 +135,11 @@ class RecallSelector:
         blocks = torch.cat([part[0] for part in parts])
         return blocks, all(part[1] for part in parts), all(part[2] for part in parts), sum(part[3] for part in parts)
 
-    def _scan(self, rows: Tensor, asking: int, scaling: float, candidates: Tensor, summary: LayerSummary) -> Choice:
-        """Choose by the best key of each Block, all groups at once; each query's scores are normalised over the Blocks."""
-        groups, heads, m, dim = rows.shape
-        count = candidates.shape[1]
-        flat = rows.transpose(0, 1).reshape(heads, groups * m, dim)
-        best = torch.stack([self._ops.block_maxima(flat[head], summary.scanned(head, count), scaling) for head in range(heads)])
-        best = best.reshape(heads, groups, m, count).transpose(0, 1)
-        votes = torch.cat([self._vote(best[g : g + 1], asking, candidates[g : g + 1, None]) for g in range(groups)])
-        chosen = self._ops.select(self._shared(votes), self.rule.blocks)
-        return chosen, False, True, groups * heads * count * BLOCK_TOKENS
-
     def _vote(self, scores: Tensor, asking: int, candidates: Tensor) -> Tensor:
         """Votes ``[1, Hk, n]`` of one group's scores ``[1, Hk, m, n]``."""
         if self.rule.vote == "max" or not self.rule.pool or not self.rule.echo:
-            return self._ops.vote(scores[:, :, -asking:] if self.rule.pool else scores, candidates, self.rule.vote)
-        votes = self._ops.echo(scores, candidates, self.rule.heard, self.rule.echo)[:, :, -asking:]
+            return self._shared(self._ops.vote(scores, candidates, self.rule.vote))
+        votes = self._shared(self._ops.echo(scores, candidates, asking, self.rule.heard, self.rule.echo))
         far = votes < votes.amax(-1, keepdim=True) - self.rule.margin
         return votes.masked_fill_(far, float("-inf")).amax(2)
 
@@ -126,10 +155,10 @@ class RecallSelector:
             scored = coarse.numel()
             if self.rule.survivors == 0:
                 return self._ops.select(self._shared(coarse), self.rule.blocks), False, False, scored
-            survivors = self._ops.select(coarse, self.rule.survivors)
+            survivors = self._ops.select(self._shared(coarse), self.rule.survivors).expand(-1, rows.shape[1], -1)
         votes, slack = self._rescore(rows, scaling, survivors, summary)
         votes, slack = _scatter(votes, survivors, count, float("-inf")), _scatter(slack, survivors, count, 0.0)
-        votes, slack = self._shared(votes), slack.amax(1, keepdim=True) if self.rule.scope == "layer" else slack
+        votes, slack = self._shared(votes), self._shared(slack)
         chosen = self._ops.select(votes, self.rule.blocks)
         return chosen, _proven(votes, slack, chosen), whole, scored + int(survivors.numel()) * BLOCK_TOKENS
 
@@ -145,7 +174,8 @@ class RecallSelector:
         return self._ops.select(votes, self.rule.blocks), True, True, rows.shape[0] * keys.shape[0] * keys.shape[1]
 
     def _shared(self, votes: Tensor) -> Tensor:
-        return votes.amax(dim=1, keepdim=True) if self.rule.scope == "layer" else votes
+        """Votes of each KV head, or their mean for the whole layer."""
+        return votes.mean(dim=1, keepdim=True) if self.rule.scope == "layer" else votes
 
     def _rescore(self, rows: Tensor, scaling: float, blocks: Tensor, summary: LayerSummary) -> tuple[Tensor, Tensor]:
         """Votes of Blocks ``[G, Hk, b]`` (-1 padded) by their int8 keys, and how far each vote can be from the fp32 one."""

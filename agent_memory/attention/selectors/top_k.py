@@ -6,13 +6,15 @@ one set a layer shared by all heads, ties to the higher count and then the lower
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from agent_memory_kernels import Operations
 
 from ...memory.layer_kv import LayerKV
-from .base import Bounds, Selection, by_kv_head
+from .base import Ask, Bounds, Selection, by_kv_head
 
 SCORES_AT_ONCE = 1 << 24
 """Scores held at a time (64 MiB of fp32)."""
@@ -33,10 +35,13 @@ class TopKSelector:
     def __init__(self, k: int, clip: int, span: int, ops: Operations) -> None:
         self.k, self.clip, self.span, self._ops = k, clip, span, ops
 
-    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
+    def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """See the module; ``scaling`` is not used: scores are raw products."""
+        return [self._select(ask.queries[:, :, -ask.asking :], ask.bounds, layer) for ask in asks]
+
+    def _select(self, queries: Tensor, bounds: Bounds, layer: LayerKV) -> Selection:
         keys = self._keys(bounds, layer)
-        rows = by_kv_head(queries[:, :, -asking:], keys.shape[0])
+        rows = by_kv_head(queries, keys.shape[0])
         groups = rows.shape[0]
         stops = bounds.stops - bounds.first
         width = keys.shape[1]

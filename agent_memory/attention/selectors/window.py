@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 
 from ...memory.layer_kv import LayerKV
-from .base import Bounds, Selection
+from .base import Ask, Selection
 
 
 class WindowSelector:
@@ -14,7 +15,14 @@ class WindowSelector:
 
     needs_every_key = False
 
-    def select(self, queries: Tensor, asking: int, scaling: float, bounds: Bounds, layer: LayerKV) -> Selection:
-        """An empty selection."""
-        empty = torch.empty((queries.shape[0], 1, 0), dtype=torch.int64, device=queries.device)
-        return Selection(empty, exact=True, certified="memory", keys_scored=0)
+    def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
+        """Empty selections."""
+        return [
+            Selection(
+                torch.empty((ask.queries.shape[0], 1, 0), dtype=torch.int64, device=ask.queries.device),
+                exact=True,
+                certified="memory",
+                keys_scored=0,
+            )
+            for ask in asks
+        ]
