@@ -18,6 +18,9 @@ BLOCKS_AT_ONCE = 128
 """Blocks in one product at most. Few shapes, since a CPU keeps a compiled kernel for each one it has seen."""
 
 
+RUN = 32
+"""Votes that are looked at together when the best of many are sought."""
+
 ROWS = 32
 """Queries of a scan are filled up to a multiple of this, so that a pass over integers has no remainder."""
 
@@ -144,7 +147,26 @@ def select(votes: Tensor, count: int) -> Tensor:
 
 
 def _top_stable(votes: Tensor, take: int) -> Tensor:
-    """Indices of the ``take`` largest; ties at the border go to lower indices whatever ``topk`` does."""
+    """Indices of the ``take`` largest; ties at the border go to lower indices whatever ``topk`` does.
+
+    The largest of many lie in the runs with the largest maxima, so that only those runs are looked at: a run is preferred to a later
+    one with the same maximum as its members are to later ones of the same size.
+    """
+    n = votes.shape[-1]
+    if n <= RUN * (take + 1):
+        return _top_few(votes, take)
+    whole = n - n % RUN
+    maxima = votes[..., :whole].unflatten(-1, (-1, RUN)).amax(-1)
+    if whole < n:
+        maxima = torch.cat([maxima, votes[..., whole:].amax(-1, keepdim=True)], dim=-1)
+    runs = _top_stable(maxima, take).sort(dim=-1).values
+    index = (runs[..., None] * RUN + torch.arange(RUN, device=votes.device)).flatten(-2)
+    members = torch.gather(votes, -1, index.clamp(max=n - 1)).masked_fill_(index >= n, EMPTY)
+    # What fills up the last run is never chosen: it comes after all else that is no vote.
+    return torch.gather(index, -1, _top_few(members, take))
+
+
+def _top_few(votes: Tensor, take: int) -> Tensor:
     floor = torch.topk(votes, take, dim=-1).values[..., -1:]
     above = votes > floor
     level = votes == floor

@@ -71,6 +71,20 @@ def test_select_takes_the_best_and_lower_indices_first(count: int) -> None:
     assert reference.select(votes, count)[0].tolist() == expected + [-1] * (count - len(expected))
 
 
+@pytest.mark.parametrize("n", [40, 1000, 3001, 40_000])
+@pytest.mark.parametrize("count", [1, 4, 30])
+@pytest.mark.parametrize("levels", [3, 50])
+def test_select_keeps_its_order_among_many_and_many_equals(n: int, count: int, levels: int) -> None:
+    g = torch.Generator().manual_seed(n + count)
+    votes = torch.randint(0, levels, (4, n), generator=g).float()
+    votes[torch.rand(votes.shape, generator=g) < 0.1] = -INF
+    votes[1, 2:-1], votes[2] = -INF, -INF
+    for row, chosen in zip(votes.tolist(), reference.select(votes, count).tolist(), strict=True):
+        order = sorted(range(n), key=lambda i: (-row[i], i))[:count]
+        expected = sorted(i for i in order if row[i] > -INF)
+        assert chosen == expected + [-1] * (count - len(expected))
+
+
 def test_softmax_votes_are_normalised_over_candidates_only() -> None:
     scores = made(2, 3, 4, 6)
     candidates = torch.ones(2, 1, 6, dtype=torch.bool)

@@ -16,8 +16,8 @@ from agent_memory_kernels import Operations
 from ...memory.layer_kv import LayerKV
 from .base import Ask, Bounds, Selection, by_kv_head
 
-SCORES_AT_ONCE = 1 << 24
-"""Scores held at a time (64 MiB of fp32)."""
+SCORES_AT_ONCE = 1 << 21
+"""Scores held at a time (8 MiB of fp32): a CPU goes over them several times, and memory is four times as slow as its cache."""
 
 
 class TopKSelector:
