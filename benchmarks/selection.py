@@ -24,10 +24,12 @@ from agent_memory.attention.methods import Method, derive_sizes
 from agent_memory.attention.selectors import Ask, Selection, WindowSelector
 from agent_memory.evaluate.haystack import Needle, make_haystack
 from agent_memory.memory.layer_kv import LayerKV
+from agent_memory.memory.summary import coarsen, quantise
 from agent_memory.pocket import data
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
 from agent_memory.types import Budget
+from agent_memory_kernels import operations
 
 BLOCK, BEST = 32, 7
 
@@ -71,9 +73,10 @@ def by_keys(queries: Tensor, keys: Tensor, *, part: int = 1, normalise: bool = T
 
 
 def by_block_maxima(queries: Tensor, keys: Tensor) -> Tensor:
-    """What ``recall`` scans: pooled heads, best key of each Block in bf16, normalised over Blocks."""
-    rows = queries.mean(0).bfloat16()
-    best = (rows @ keys.bfloat16().flatten(0, 1).T).float().reshape(len(rows), len(keys), BLOCK).amax(-1) * rows.shape[-1] ** -0.5
+    """What ``recall`` scans: pooled heads, best key of each Block in 8 bits, normalised over Blocks."""
+    rows = queries.mean(0)
+    q8, scale, _ = quantise(keys)
+    best = operations().block_maxima(rows, [coarsen(q8, scale)], rows.shape[-1] ** -0.5)
     votes: Tensor = (best - best.logsumexp(-1, keepdim=True)).amax(0)
     return votes
 
@@ -86,7 +89,7 @@ def by_box(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 WAYS: dict[str, Vote] = {
-    "every key in 16 bits, softmax over Blocks": by_block_maxima,
+    "every key in 8 bits, softmax over Blocks": by_block_maxima,
     "every key, softmax, each head": lambda q, k: by_keys(q, k),
     "every key, softmax, pooled heads": lambda q, k: by_keys(q, k, pool=True),
     "every key, raw maximum": lambda q, k: by_keys(q, k, normalise=False),

@@ -7,7 +7,7 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class _Groups:
         first: the first of them.
         length: tokens of each group that exist.
         bounds: what they may choose from.
+        shared: how many of the first voters are the last of the piece before it.
     """
 
     queries: Tensor
@@ -88,6 +89,7 @@ class _Groups:
     first: int
     length: int
     bounds: Bounds
+    shared: int = 0
 
 
 class MemoryStep:
@@ -167,6 +169,7 @@ class MemoryStep:
             raise RuntimeError("a method without sizes attends densely")
         sizes = self.method.sizes
         groups = [self._groups(rule.index, piece, part, sizes) for piece, part in pieces]
+        groups[1:] = [replace(one, shared=one.voters.shape[2] - one.queries.shape[2]) for one in groups[1:]]
         chosen = self._choose(rule, groups, self.kv.layers[rule.index])
         outputs = []
         for one, selection in zip(groups, chosen, strict=True):
@@ -192,7 +195,7 @@ class MemoryStep:
         """This layer's own choices, or those of the last layer that chose for the same groups."""
         if not self.method.chooses(rule.index):
             return [self._chosen.get(one.first) or _nothing(one.queries) for one in groups]
-        asks = [Ask(one.voters, one.queries.shape[2], one.bounds) for one in groups]
+        asks = [Ask(one.voters, one.queries.shape[2], one.bounds, one.shared) for one in groups]
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
             self._chosen[one.first] = selection

@@ -154,6 +154,32 @@ def test_asks_are_answered_together_as_they_are_apart():
     assert together[0].keys_scored == 0 and together[1].keys_scored > together[2].keys_scored > 0
 
 
+def test_queries_that_two_asks_share_are_scored_once():
+    g = torch.Generator().manual_seed(4)
+    layer = layer_of(torch.randn(2, 4096, 32, generator=g))
+    queries = torch.randn(3, 4, 16, 32, generator=g)
+    whole = Ask(queries[:2], 16, bounds_of([3000, 3016], 4096))
+    heard = torch.cat([queries[1:2, :, -12:], queries[2:, :, :5]], dim=2)
+    apart = RecallSelector(RecallRule(blocks=7), operations()).select([whole, Ask(heard, 5, bounds_of([3032], 4096))], 0.3, layer)
+
+    class Counting:
+        rows: list[int] = []
+
+        def __getattr__(self, name):
+            return getattr(operations(), name)
+
+        def block_maxima(self, queries, keys, scale):
+            self.rows.append(len(queries))
+            return operations().block_maxima(queries, keys, scale)
+
+    counting = Counting()
+    broken = Ask(heard, 5, bounds_of([3032], 4096), shared=12)
+    together = RecallSelector(RecallRule(blocks=7), counting).select([whole, broken], 0.3, layer)
+    assert counting.rows == [37, 37]  # two groups of 16 and five queries, for each KV head
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+
+
 def facts(layouts: list[tuple[int, int]], dim: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys ``[1, 2048, dim]`` in which name ``a`` (dimension 0) and field ``b`` (dimension 1) stand at the given tokens."""
     keys = torch.randn(1, 2048, dim, generator=torch.Generator().manual_seed(0)) * 0.1

@@ -73,11 +73,13 @@ class Ask:
         queries: ``[G, H, T, d]``, not rotated.
         asking: the last so many queries of each group choose; the ones before them are what was asked just before.
         bounds: what they may choose from.
+        shared: so many of the first queries are the last ones of the ask before it, and need not be scored twice.
     """
 
     queries: Tensor
     asking: int
     bounds: Bounds
+    shared: int = 0
 
 
 class Selector(Protocol):

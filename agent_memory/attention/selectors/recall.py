@@ -104,11 +104,15 @@ class RecallSelector:
         wanted = [at for at, choice in enumerate(choices) if choice is None]
         if wanted:
             count = max(candidates[at].shape[1] for at in wanted)
-            flat = torch.cat([rows[at].transpose(0, 1).flatten(1, 2) for at in wanted], dim=1)
+            known = [asks[at].shared if at - 1 in wanted and rows[at].shape[2] > asks[at].asking else 0 for at in wanted]
+            new = [rows[at][:, :, skip:].transpose(0, 1).flatten(1, 2) for at, skip in zip(wanted, known, strict=True)]
+            flat = torch.cat(new, dim=1)
             scans = [self._ops.block_maxima(queries, summary.scanned(head, count), scaling) for head, queries in enumerate(flat)]
-            parts = torch.stack(scans).split([rows[at].shape[0] * rows[at].shape[2] for at in wanted], dim=1)
-            for at, best in zip(wanted, parts, strict=True):
-                choices[at] = self._choose_scanned(best, rows[at], asks[at].asking, candidates[at])
+            before = flat.new_empty(0)
+            for at, skip, best in zip(wanted, known, torch.stack(scans).split([part.shape[1] for part in new], dim=1), strict=True):
+                whole = torch.cat([before[:, -skip:], best], dim=1) if skip else best
+                choices[at] = self._choose_scanned(whole, rows[at], asks[at].asking, candidates[at])
+                before = whole
         return [choice for choice in choices if choice is not None]
 
     def _choose_scanned(self, best: Tensor, rows: Tensor, asking: int, candidates: Tensor) -> Choice:
