@@ -42,7 +42,8 @@ layer 3 for {votes:.1%} of questions when each query and head votes by a softmax
 ## Limits
 
 - Exact copying is what it can do. It does not count, compare, translate, or summarise.
-- It mostly does not know that it does not know: asked about a name that never occurred, it makes something up three times in four.
+- It does not know that it does not know: asked about a name that never occurred, it makes something up. Training on such questions
+  made it deny things it had been told.
 - Of several values of one fact it often takes an older one.
 - Values of more than about twelve tokens, names of more than about ten, and names with dots in "Look up <name>." fail more often.
 - Layouts: name, then field, then value, each fact on its own line (`data.LAYOUTS`). Headers above several fields are not read.
@@ -63,7 +64,9 @@ steps of 4,096 tokens (the first 130 of 8,192), {minutes} minutes in all. This r
 it was restarted from its checkpoint with Muon rates 0.005, 0.012, 0.004, 0.002, 0.0006, and 0.001 falling to 0, lengths 128, 256,
 and 512, and, from the middle on, tangled values, blocks left out, and an average of the weights; in the last twenty minutes, with
 0.003 falling to 0, on windows crowded with facts on one field and listings that name what is asked, which is what recall brings
-together. Rates of 0.004 and more that do not fall leave noise in the circuit that keeps answers wrong, so the default is 0.001.
+together. Then 62 minutes at 0.0008 falling to 0, without updates and unknown names, the last 34 of them with crowds of pinned versions
+and with dialogues of up to 1,536 tokens as recall shows them (`shapes.py`, `attend.as_recalled`). Rates of 0.004 and more that do not
+fall leave noise in the circuit that keeps answers wrong, so the default is 0.001.
 A second run from the defaults will differ in the digits.
 """
 
