@@ -76,7 +76,7 @@ def by_block_maxima(queries: Tensor, keys: Tensor) -> Tensor:
     """What ``recall`` scans: pooled heads, best key of each Block in 8 bits, normalised over Blocks."""
     rows = queries.mean(0)
     q8, scale, _ = quantise(keys)
-    best = operations().block_maxima(rows, [coarsen(q8, scale)], rows.shape[-1] ** -0.5)
+    best = operations().block_maxima(rows[None], [[coarsen(q8, scale)]], rows.shape[-1] ** -0.5)[0]
     votes: Tensor = (best - best.logsumexp(-1, keepdim=True)).amax(0)
     return votes
 

@@ -22,7 +22,7 @@ class Operations(Protocol):
         """Products of grouped queries with keys."""
         ...
 
-    def block_maxima(self, queries: Tensor, keys: list[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    def block_maxima(self, queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale: float) -> Tensor:
         """The best product each query has with any key of each Block."""
         ...
 

@@ -39,35 +39,43 @@ def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     return torch.matmul(queries.float() * scale, keys.float().transpose(-1, -2))
 
 
-def block_maxima(queries: Tensor, keys: list[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale: float) -> Tensor:
     """The best product each query has with any key of each Block, both in 8 bits; the products themselves are never all held.
 
     Integers have one result whatever the order and the shape of the sums, so what is chosen does not depend on how keys are cut.
 
     Args:
-        queries: ``[rows, d]``, not rotated; each is rounded to 127 steps of its own.
-        keys: pairs that follow each other: int8 ``[*, block, d]``, and the fp32 step ``[*]`` of each Block's grid.
+        queries: ``[S, rows, d]``, not rotated; each is rounded to 127 steps of its own.
+        keys: for each key head, pairs that follow each other: int8 ``[*, block, d]``, and the fp32 step ``[*]`` of each Block's grid.
         scale: logit factor.
 
     Returns:
-        ``[rows, blocks]`` fp32.
+        ``[S, rows, blocks]`` fp32.
     """
-    rows = queries.shape[0]
+    heads, rows, _ = queries.shape
     asked = torch.nn.functional.pad(queries.float(), (0, 0, 0, -rows % ROWS))
-    unit = asked.abs().amax(1).clamp(min=1e-30) / 127
-    whole = (asked / unit[:, None]).round().to(torch.int8).transpose(0, 1)
-    best = torch.empty((sum(len(part) for part, _ in keys), len(asked)), dtype=torch.int32, device=queries.device)
+    unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
+    whole = (asked / unit).round_().to(torch.int8).transpose(1, 2)
+    blocks = sum(len(part) for part, _ in keys[0])
+    best = torch.empty((blocks, asked.shape[1]), dtype=torch.int32, device=queries.device)
+    out = torch.empty((heads, rows, blocks), device=queries.device)
+    for head in range(heads):
+        _best_of_blocks(whole[head], [part for part, _ in keys[head]], best)
+        torch.mul(best[:, :rows].transpose(0, 1), torch.cat([steps for _, steps in keys[head]]), out=out[head])
+    return out.mul_(unit[:, :rows] * scale)
+
+
+def _best_of_blocks(queries: Tensor, keys: list[Tensor], best: Tensor) -> None:
+    """Write the largest products of ``queries`` int8 ``[d, rows]`` with each Block's keys to ``best`` int32 ``[blocks, rows]``."""
     done = 0
-    for part, _ in keys:
-        step = min(BLOCKS_AT_ONCE, len(part))
-        for at in range(0, len(part), BLOCKS_AT_ONCE):
-            first = min(at, len(part) - step)  # the last chunk overlaps: products of one shape share one compiled kernel
-            chunk = part[first : first + step]
-            products = _products(chunk.flatten(0, 1), whole).view(len(chunk), chunk.shape[1], len(asked))
-            torch.amax(products, 1, out=best[done + first : done + first + step])
-        done += len(part)
-    steps = torch.cat([step for _, step in keys])
-    return best[:, :rows].transpose(0, 1) * (unit[:rows, None] * scale) * steps
+    for part in keys:
+        count, size, dim = part.shape
+        step, flat = min(BLOCKS_AT_ONCE, count), part.reshape(-1, dim)
+        for at in range(0, count, BLOCKS_AT_ONCE):
+            first = min(at, count - step)  # the last chunk overlaps: products of one shape share one compiled kernel
+            products = _products(flat[first * size : (first + step) * size], queries)
+            torch.amax(products.view(step, size, -1), 1, out=best[done + first : done + first + step])
+        done += count
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:

@@ -169,13 +169,13 @@ def test_queries_that_two_asks_share_are_scored_once():
             return getattr(operations(), name)
 
         def block_maxima(self, queries, keys, scale):
-            self.rows.append(len(queries))
+            self.rows.append(queries.shape[1])
             return operations().block_maxima(queries, keys, scale)
 
     counting = Counting()
     broken = Ask(heard, 5, bounds_of([3032], 4096), shared=12)
     together = RecallSelector(RecallRule(blocks=7), counting).select([whole, broken], 0.3, layer)
-    assert counting.rows == [37, 37]  # two groups of 16 and five queries, for each KV head
+    assert counting.rows == [37]  # two groups of 16, and five queries
     for one, other in zip(apart, together, strict=True):
         assert torch.equal(one.tokens, other.tokens)
 

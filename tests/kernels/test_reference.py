@@ -26,7 +26,7 @@ def test_block_maxima_are_the_best_products(rows: int, blocks: int, size: int, d
     keys = (made(blocks, size, dim, seed=1) * 40).round().clamp(-127, 127).to(torch.int8)
     steps = made(blocks, seed=2).abs()
     cut = blocks // 2
-    best = reference.block_maxima(queries, [(keys[:cut], steps[:cut]), (keys[cut:], steps[cut:])], 0.5)
+    (best,) = reference.block_maxima(queries[None], [[(keys[:cut], steps[:cut]), (keys[cut:], steps[cut:])]], 0.5)
     unit = queries.abs().amax(1, keepdim=True) / 127
     asked = (queries / unit).round().double()
     exact = torch.einsum("rd,bsd->rbs", asked, keys.double()).amax(-1) * unit.double() * 0.5 * steps.double()
@@ -39,9 +39,11 @@ def test_block_maxima_are_the_best_products(rows: int, blocks: int, size: int, d
 def test_block_maxima_do_not_depend_on_how_keys_and_queries_are_cut() -> None:
     queries = made(40, 64)
     keys, steps = (made(700, 32, 64, seed=1) * 40).round().clamp(-127, 127).to(torch.int8), made(700, seed=2).abs()
-    whole = reference.block_maxima(queries, [(keys, steps)], 1.0)
-    assert torch.equal(reference.block_maxima(queries, [(keys[:3], steps[:3]), (keys[3:], steps[3:])], 1.0), whole)
-    assert torch.equal(reference.block_maxima(queries[7:9], [(keys, steps)], 1.0), whole[7:9])
+    (whole,) = reference.block_maxima(queries[None], [[(keys, steps)]], 1.0)
+    assert torch.equal(reference.block_maxima(queries[None], [[(keys[:3], steps[:3]), (keys[3:], steps[3:])]], 1.0)[0], whole)
+    assert torch.equal(reference.block_maxima(queries[None, 7:9], [[(keys, steps)]], 1.0)[0], whole[7:9])
+    both = reference.block_maxima(torch.stack([queries, queries.flip(0)]), [[(keys, steps)], [(keys, steps)]], 1.0)
+    assert torch.equal(both, torch.stack([whole, whole.flip(0)]))
 
 
 def test_echo_is_its_definition() -> None:

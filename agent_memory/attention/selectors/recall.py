@@ -107,9 +107,9 @@ class RecallSelector:
             known = [asks[at].shared if at - 1 in wanted and rows[at].shape[2] > asks[at].asking else 0 for at in wanted]
             new = [rows[at][:, :, skip:].transpose(0, 1).flatten(1, 2) for at, skip in zip(wanted, known, strict=True)]
             flat = torch.cat(new, dim=1)
-            scans = [self._ops.block_maxima(queries, summary.scanned(head, count), scaling) for head, queries in enumerate(flat)]
+            scans = self._ops.block_maxima(flat, [summary.scanned(head, count) for head in range(flat.shape[0])], scaling)
             before = flat.new_empty(0)
-            for at, skip, best in zip(wanted, known, torch.stack(scans).split([part.shape[1] for part in new], dim=1), strict=True):
+            for at, skip, best in zip(wanted, known, scans.split([part.shape[1] for part in new], dim=1), strict=True):
                 whole = torch.cat([before[:, -skip:], best], dim=1) if skip else best
                 choices[at] = self._choose_scanned(whole, rows[at], asks[at].asking, candidates[at])
                 before = whole
