@@ -177,7 +177,8 @@ class MemoryEngine:
             at += size
             self.counters.prefilled += size
             if trace is None:
-                self._saved(self.floor(self.kv.length))
+                self.final = self.floor(self.kv.length)  # what is saved must not be made again, should the next forward be broken off
+                self._saved(self.final)
             if progress is not None:
                 progress(at)
         return out

@@ -194,7 +194,8 @@ class Runtime:
         keep = None if keep is None else max([keep, *(width + CHUNK_TOKENS for width in wide)])
         sink = BLOCK_TOKENS if sizes is None else sizes.sink
         recalling = tuple(layer.recalls and method.recalls and method.chooses(layer.index) for layer in self.attachment.layers)
-        return KVPlan(sink, keep, recalling, every_key=method.selector.needs_every_key)
+        least = None if keep is None else keep - CHUNK_TOKENS
+        return KVPlan(sink, keep, recalling, every_key=method.selector.needs_every_key, least=least)
 
     def _least_blocks(self) -> int:
         """Blocks one group may need at one layer: every KV head its own choice; and a Segment to write."""

@@ -24,6 +24,7 @@ class KVPlan:
     Attributes:
         sink: first tokens that are always attended, a multiple of the Block size.
         keep: newest tokens held contiguously; None keeps all.
+        least: of them, how many attention may look back at; the others are there to be truncated without reading Blocks.
         recalling: for each layer, whether it recalls (and so needs summaries).
         every_key: also hold every key in memory, for methods that score all of them.
     """
@@ -32,6 +33,7 @@ class KVPlan:
     keep: int | None
     recalling: tuple[bool, ...]
     every_key: bool = False
+    least: int | None = None
 
     def holds_keys(self, layer: int) -> bool:
         """Whether a layer holds every key in memory."""
@@ -54,7 +56,7 @@ class LayerKV:
 
     def __init__(self, layout: KVLayout, layer: int, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> None:
         heads, dim = layout.kv_heads[layer], layout.head_dim[layer]
-        self.window = LayerWindow(heads, dim, plan.keep, dtype=dtype, device=device)
+        self.window = LayerWindow(heads, dim, plan.keep, plan.least, dtype=dtype, device=device)
         self.sink = torch.zeros((2, heads, plan.sink, dim), dtype=dtype, device=device)
         self.summary = LayerSummary(heads, dim, device=device) if plan.recalling[layer] else None
         self.every_key = (

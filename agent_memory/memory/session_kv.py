@@ -85,8 +85,8 @@ class SessionKV:
             self.lost = np.concatenate([self.lost, np.zeros(missing, dtype=bool)])
 
     def truncate(self, length: int) -> None:
-        """Forget tokens from ``length`` on."""
-        if length >= self.length:
+        """Forget tokens from ``length`` on, in the layers too that a forward reached before it was broken off."""
+        if all(part.window.stop <= length for part in self.layers):
             return
         size = self.layout.block_tokens
         whole = length // size
@@ -103,14 +103,19 @@ class SessionKV:
         self.saved = min(self.saved, whole)
 
     def _refill(self, layer: int, part: LayerKV, length: int) -> None:
-        """Put the newest tokens before ``length`` back into the window, from their Blocks."""
-        size = self.layout.block_tokens
+        """Put the newest tokens before ``length`` back into the window: from their Blocks, and those after the last Block from itself."""
+        size, window = self.layout.block_tokens, part.window
         first = 0 if self.plan.keep is None else max(0, length - self.plan.keep) // size
-        last = -(-length // size)
-        part.window.reset(first * size)
+        last, rest = -(-length // size), None
+        if window.start <= length // size * size and length <= window.stop:
+            last = length // size
+            rest = [part.clone() for part in window.view(last * size, length)]
+        window.reset(first * size)
         for k, v in self._read_in_order(layer, first, last):
-            part.window.append(k, v)
-        part.window.truncate(length)
+            window.append(k, v)
+        if rest is not None:
+            window.append(*rest)
+        window.stop = length
 
     def _read_in_order(self, layer: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values ``[Hk, tokens, d]`` of consecutive Blocks; a damaged Block reads as zeros."""

@@ -15,13 +15,16 @@ class LayerWindow:
     Args:
         kv_heads: KV heads ``Hk``.
         head_dim: head dimension ``d``.
-        keep: how many of the newest tokens are always held; None keeps every token.
+        keep: how many of the newest tokens are held when older ones are dropped; None keeps every token.
+        least: how many of the newest tokens must be held after a truncation; None is all there are.
         dtype: dtype of keys and values.
         device: where they are.
     """
 
-    def __init__(self, kv_heads: int, head_dim: int, keep: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.keep = keep
+    def __init__(
+        self, kv_heads: int, head_dim: int, keep: int | None, least: int | None, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.keep, self.least = keep, least
         self.start = 0
         self.stop = 0
         self._offset = 0
@@ -49,14 +52,11 @@ class LayerWindow:
         return k.unfold(1, length, step).permute(1, 0, 3, 2), v.unfold(1, length, step).permute(1, 0, 3, 2)
 
     def truncate(self, stop: int) -> bool:
-        """Forget tokens from ``stop`` on; False if that leaves nothing and the window must be refilled."""
+        """Forget tokens from ``stop`` on; False if that leaves less than ``least`` of the tokens before it: then it must be refilled."""
         if stop >= self.stop:
             return True
-        if stop < self.start:
-            self.reset(stop)
-            return False
-        self.stop = stop
-        return True
+        self.stop = max(stop, self.start)
+        return self.stop == stop and (self.least is None or self.stop - self.start >= min(stop, self.least))
 
     def reset(self, at: int) -> None:
         """Hold nothing; the next token appended is ``at``."""
@@ -66,7 +66,7 @@ class LayerWindow:
     def copy(self) -> LayerWindow:
         """An independent window holding the same tokens."""
         twin = object.__new__(LayerWindow)
-        twin.keep, twin.start, twin.stop, twin._offset = self.keep, self.start, self.stop, self._offset
+        twin.keep, twin.least, twin.start, twin.stop, twin._offset = self.keep, self.least, self.start, self.stop, self._offset
         twin._kv = self._kv.clone()
         return twin
 

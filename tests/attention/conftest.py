@@ -40,7 +40,8 @@ class Driver:
         cache = TieredCache(layout, Budget(device="64MiB"), min_blocks=64, unsaved_blocks=64)
         sizes = method.sizes
         keep = None if sizes is None else sizes.attended + 256
-        plan = KVPlan(32 if sizes is None else sizes.sink, keep, tuple(method.recalls for _ in layers), method.selector.needs_every_key)
+        sink, recalling = 32 if sizes is None else sizes.sink, tuple(method.recalls for _ in layers)
+        plan = KVPlan(sink, keep, recalling, method.selector.needs_every_key, None if keep is None else keep - 256)
         self.recent = RecentQueries()
         self.kv = SessionKV(layout, plan, cache, NoDisk())
         self.steps: list[MemoryStep] = []
