@@ -151,6 +151,8 @@ def test_asks_are_answered_together_as_they_are_apart():
     together = selector.select([early, whole, broken], 0.3, layer)
     for ask, chosen in zip([early, whole, broken], together, strict=True):
         assert torch.equal(selector.select([ask], 0.3, layer)[0].tokens, chosen.tokens)
+    assert together[0].exact and together[0].certified == "memory"  # everything was taken
+    assert not together[1].exact and together[1].certified == "no"  # chosen in 8 bits: never called exact
     assert together[0].keys_scored == 0 and together[1].keys_scored > together[2].keys_scored > 0
 
 
