@@ -78,9 +78,14 @@ class Runtime:
         self.layout = _layout(self.attachment)
         self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
         self._method, self._choosers = method, _choosers(model.config)
-        self.method(0)
+        plain = self.method(0)
         self.cache = TieredCache(
-            self.layout, self.budget, self.attachment.device, min_blocks=self._least_blocks(), unsaved_blocks=2 * SEGMENT_BLOCKS
+            self.layout,
+            self.budget,
+            self.attachment.device,
+            min_blocks=self._least_blocks(),
+            unsaved_blocks=2 * SEGMENT_BLOCKS,
+            unread=[layer.index for layer in self.attachment.layers if not (layer.recalls and plain.reads(layer.index))],
         )
         self._max_turn_tokens, self._timeout = max_turn_tokens, timeout
         self._owns_store = not isinstance(store, Store)

@@ -63,6 +63,10 @@ class Method:
         """Whether a layer makes a choice of its own."""
         return self.choosers is None or layer in self.choosers
 
+    def reads(self, layer: int) -> bool:
+        """Whether a layer reads recalled Blocks: its own choice, or that of a layer before it."""
+        return self.recalls and (self.choosers is None or any(chooser <= layer for chooser in self.choosers))
+
     @property
     def recalls(self) -> bool:
         """Whether Blocks outside sink and window are ever read."""

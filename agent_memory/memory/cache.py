@@ -6,7 +6,7 @@ Knows which Tier holds which (Block, layer) and moves copies between them; nothi
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -37,6 +37,7 @@ class TieredCache:
         device: where attention reads Blocks.
         min_blocks: Blocks that one ``reading`` must be able to ask for, however many wait to be saved.
         unsaved_blocks: Blocks that may wait to be saved, at all layers at once.
+        unread: layers that recall nothing: their Blocks are there to be saved, and leave first.
         host_bytes: bytes of spilled Blocks in host memory; by default the host budget with a GPU, nothing on a CPU (where device
             and host are the same memory).
         poison: fill free slots with NaN, so that a test sees it when one is read.
@@ -53,6 +54,7 @@ class TieredCache:
         *,
         min_blocks: int = 1,
         unsaved_blocks: int = 0,
+        unread: Collection[int] = (),
         host_bytes: int | str | None = None,
         poison: bool = False,
     ) -> None:
@@ -64,7 +66,15 @@ class TieredCache:
         host_slots = fit_slots(kinds, parse_size(host_bytes))
         self._shelves = [
             Shelf(
-                SlotPool(kind.shape, self._dtype, device_slots[i], layers=len(kind.layers), device=self.device, poison=poison),
+                SlotPool(
+                    kind.shape,
+                    self._dtype,
+                    device_slots[i],
+                    layers=len(kind.layers),
+                    unread=[row for row, layer in enumerate(kind.layers) if layer in unread],
+                    device=self.device,
+                    poison=poison,
+                ),
                 HostTier(kind.shape, self._dtype, host_slots[i], layers=len(kind.layers), device=self.device, poison=poison),
             )
             for i, kind in enumerate(kinds)

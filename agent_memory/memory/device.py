@@ -6,6 +6,7 @@ Knows slots and their bytes; nothing of other Tiers, of Sessions, or of what may
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class SlotPool:
         dtype: of keys and values.
         slots: Blocks it can hold; all are reserved now.
         layers: layers that share the slots.
+        unread: those of them whose Blocks leave first.
         device: where they lie.
         poison: fill free slots with NaN, so that a test sees it when one is read.
     """
@@ -33,10 +35,11 @@ class SlotPool:
         slots: int,
         *,
         layers: int = 1,
+        unread: Collection[int] = (),
         device: torch.device | str = "cpu",
         poison: bool = False,
     ) -> None:
-        self.table = SlotTable(slots, layers)
+        self.table = SlotTable(slots, layers, unread)
         self.block_bytes = math.prod(shape) * dtype.itemsize
         self.poison = poison
         self.data = self._reserve((slots, *shape), dtype, torch.device(device))

@@ -100,7 +100,7 @@ class Shelf:
 
     def _spill(self, leaving: np.ndarray) -> None:
         rows, uids = self.pool.table.entries(leaving)
-        for row in np.unique(rows):
+        for row in np.setdiff1d(rows, self.pool.table.unread):
             here = rows == row
             self.counts["spilled"] += self.host.spill(int(row), uids[here], self.pool.read(leaving[here]))
 

@@ -5,9 +5,12 @@ Knows entries (layer, uid), pins and last use as plain numpy arrays; nothing of 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 _NOBODY = -1
+_EVER = 1 << 60
 
 
 class SlotTable:
@@ -19,10 +22,13 @@ class SlotTable:
     Args:
         slots: how many there are.
         layers: layers whose Blocks share them; ``layer`` below is 0 to ``layers - 1``.
+        unread: layers whose Blocks nobody is expected to read: once saved they are the coldest.
     """
 
-    def __init__(self, slots: int, layers: int) -> None:
+    def __init__(self, slots: int, layers: int, unread: Collection[int] = ()) -> None:
         self.slots = slots
+        self.unread = np.array(sorted(unread), np.int64)
+        self._is_unread = np.isin(np.arange(layers), self.unread)
         self._table = np.full((layers, 256), _NOBODY, np.int32)  # slot of each (layer, uid)
         self._uid = np.full(slots, _NOBODY, np.int64)
         self._layer = np.zeros(slots, np.int32)
@@ -76,6 +82,9 @@ class SlotTable:
         """A lower Tier holds these Blocks, at all layers."""
         slots = self._slots_of(uids)
         self._only_copy[slots] = False
+        cold = slots[self._is_unread[self._layer[slots]]]
+        self._last_used[cold] %= _EVER
+        self._last_used[cold] -= _EVER  # before all others, in their own order
 
     def forget(self, uids: np.ndarray) -> np.ndarray:
         """Forget these Blocks at all layers; returns slots that became free (those being read become free later)."""

@@ -73,6 +73,20 @@ def test_bits_are_the_same_from_every_tier(dtype: str, device: int, host: int, t
     assert disk.reads == (32 if tier == DISK else 0)
 
 
+@pytest.mark.parametrize("host", [0, 8])
+def test_blocks_of_layers_that_recall_nothing_leave_first(host: int) -> None:
+    layout = KVLayout((1, 1), (8, 8), "float32", 4)
+    block = 2 * 4 * 8 * 4
+    cache = TieredCache(layout, Budget(device=8 * block), unread=[0], host_bytes=2 * host * block, poison=True)
+    disk = Disk()
+    uids = np.concatenate([fill(cache, disk, 1) for _ in range(6)])
+    assert cache.resident(1, uids).all() and cache.resident(0, uids).tolist() == [False] * 4 + [True] * 2
+    assert cache.stats()["spilled"] == 0
+    kv, tiers = read(cache, disk, 0, uids[:2])
+    assert tiers == [DISK, DISK] and same_bits(kv, torch.stack([disk.kv[0, uid] for uid in uids[:2].tolist()]))
+    cache.check()
+
+
 def test_a_damaged_block_has_no_slot_and_is_read_again_next_time() -> None:
     cache, disk = TieredCache(LAYOUT, Budget(device=PER_BLOCK * 4), poison=True), Disk()
     uids = fill(cache, disk, 3)
