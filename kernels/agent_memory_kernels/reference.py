@@ -67,22 +67,24 @@ def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale
 
 def _best_of_blocks(queries: Tensor, keys: list[Tensor], best: Tensor) -> None:
     """Write the largest products of ``queries`` int8 ``[d, rows]`` with each Block's keys to ``best`` int32 ``[blocks, rows]``."""
-    done = 0
+    done, rows = 0, queries.shape[1]
     for part in keys:
         count, size, dim = part.shape
         step, flat = min(BLOCKS_AT_ONCE, count), part.reshape(-1, dim)
+        products = torch.empty((step * size, rows), dtype=torch.int32, device=queries.device)
         for at in range(0, count, BLOCKS_AT_ONCE):
             first = min(at, count - step)  # the last chunk overlaps: products of one shape share one compiled kernel
-            products = _products(flat[first * size : (first + step) * size], queries)
-            torch.amax(products.view(step, size, -1), 1, out=best[done + first : done + first + step])
+            _multiply(flat[first * size : (first + step) * size], queries, products)
+            torch.amax(products.view(step, size, rows), 1, out=best[done + first : done + first + step])
         done += count
 
 
-def _products(left: Tensor, right: Tensor) -> Tensor:
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
     """int32 product of int8 matrices."""
     if left.device.type == "cpu":
-        return torch._int_mm(left, right)
-    return (left.float() @ right.float()).to(torch.int32)  # exact: a sum of d products of 7 bits each stays below 2**24
+        torch._int_mm(left, right, out=out)
+    else:
+        out.copy_(left.float() @ right.float())  # exact: a sum of d products of 7 bits each stays below 2**24
 
 
 def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
