@@ -213,3 +213,10 @@ def test_what_was_found_at_the_end_of_a_block_is_heard_in_the_next():
     assert asked_last(keys, queries) == [41]
     keys, queries = facts([(1312, 1311), (-1, 400), (-1, 700)])  # the other way round nothing is heard
     assert asked_last(keys, queries) != [1311 // BLOCK]
+
+
+@pytest.mark.parametrize("rule", [{"vote": "max"}, {"echo": 0.0}, {"pool": False}])
+def test_queries_before_have_no_vote_of_their_own(rule):
+    keys, queries = facts([(1290, 1400), (-1, 400), (-1, 700)])
+    queries[0, 0, 0] *= 10  # whoever is only heard would win, were it asked
+    assert asked_last(keys, queries, **rule) == [400 // BLOCK]

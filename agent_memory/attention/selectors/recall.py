@@ -55,6 +55,11 @@ class RecallRule:
     margin: float = 2.0
     pool: bool = True
 
+    @property
+    def echoes(self) -> bool:
+        """Whether queries hear those before them."""
+        return self.scan == "keys" and self.vote == "softmax" and self.pool and self.echo > 0
+
 
 class RecallSelector:
     """Chooses whole Blocks by :class:`RecallRule`."""
@@ -76,7 +81,7 @@ class RecallSelector:
 
     def _rows(self, ask: Ask, kv_heads: int) -> Tensor:
         """``[G, Hk, m, d]``: the queries that share a KV head, pooled or one by one; those asked before only where they are heard."""
-        queries = ask.queries if self.rule.scan == "keys" and self.rule.pool and self.rule.echo else ask.queries[:, :, -ask.asking :]
+        queries = ask.queries if self.rule.echoes else ask.queries[:, :, -ask.asking :]
         rows = by_kv_head(queries, kv_heads)
         return rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2) if self.rule.pool else rows
 
@@ -104,7 +109,7 @@ class RecallSelector:
         wanted = [at for at, choice in enumerate(choices) if choice is None]
         if wanted:
             count = max(candidates[at].shape[1] for at in wanted)
-            known = [asks[at].shared if at - 1 in wanted and rows[at].shape[2] > asks[at].asking else 0 for at in wanted]
+            known = [asks[at].shared if at - 1 in wanted and self.rule.echoes else 0 for at in wanted]
             new = [rows[at][:, :, skip:].transpose(0, 1).flatten(1, 2) for at, skip in zip(wanted, known, strict=True)]
             flat = torch.cat(new, dim=1)
             scans = self._ops.block_maxima(flat, [summary.scanned(head, count) for head in range(flat.shape[0])], scaling)
@@ -141,7 +146,7 @@ class RecallSelector:
 
     def _vote(self, scores: Tensor, asking: int, candidates: Tensor) -> Tensor:
         """Votes ``[1, Hk, n]`` of one group's scores ``[1, Hk, m, n]``."""
-        if self.rule.vote == "max" or not self.rule.pool or not self.rule.echo:
+        if not self.rule.echoes:
             return self._shared(self._ops.vote(scores, candidates, self.rule.vote))
         votes = self._shared(self._ops.echo(scores, candidates, asking, self.rule.heard, self.rule.echo))
         far = votes < votes.amax(-1, keepdim=True) - self.rule.margin
