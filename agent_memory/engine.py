@@ -94,8 +94,6 @@ class MemoryEngine:
             return
         self.kv.truncate(self.final)
         self._feed(self._tokens(self.final, count), None, "none", progress)
-        self.final = self.floor(count)
-        self._saved(self.final)
 
     def generate(self, count: int, request: GenerationRequest, trace: Trace, **hooks: Any) -> Generator[Piece, None, FinishReason]:
         """Reply after ``count`` committed tokens; the reply's own KV is forgotten when the iterator ends.
@@ -110,7 +108,7 @@ class MemoryEngine:
             (as the generator's value) why it ended: ``stop``, ``length`` or ``cancelled``.
         """
         start = self._start(count, request)
-        if self._chunk(self.final) != self._chunk(count + len(request.prompt) - 1):
+        if self.final // CHUNK_TOKENS != (count + len(request.prompt) - 1) // CHUNK_TOKENS:
             self.catch_up(start)  # more than one forward: what is left for the last is the prompt
         first = min(self.final, start)
         self.kv.truncate(first)
@@ -152,10 +150,6 @@ class MemoryEngine:
         """Where what is fed for a reply alone begins: the broken group, or the last token where there would be nothing to feed."""
         start = self.floor(count)
         return self.floor(count - 1) if start == count and not request.prompt else start
-
-    @staticmethod
-    def _chunk(at: int) -> int:
-        return at // CHUNK_TOKENS
 
     def floor(self, count: int) -> int:
         """Where tokens ``[0, count)`` stop being final: the last whole group, or everything that fits the attended set."""

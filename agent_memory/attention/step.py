@@ -7,7 +7,7 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,20 +76,16 @@ class _Groups:
     Attributes:
         queries: ``[G, H, T, d]``: the last ``T`` of each group's ``length`` tokens ask.
         voters: the queries that are heard, those asking last.
-        starts: int64 ``[G]``, first token of each group.
         first: the first of them.
         length: tokens of each group that exist.
         bounds: what they may choose from.
-        shared: how many of the first voters are the last of the piece before it.
     """
 
     queries: Tensor
     voters: Tensor
-    starts: Tensor
     first: int
     length: int
     bounds: Bounds
-    shared: int = 0
 
 
 class MemoryStep:
@@ -169,7 +165,6 @@ class MemoryStep:
             raise RuntimeError("a method without sizes attends densely")
         sizes = self.method.sizes
         groups = [self._groups(rule.index, piece, part, sizes) for piece, part in pieces]
-        groups[1:] = [replace(one, shared=one.voters.shape[2] - one.queries.shape[2]) for one in groups[1:]]
         chosen = self._choose(rule, groups, self.kv.layers[rule.index])
         outputs = []
         for one, selection in zip(groups, chosen, strict=True):
@@ -189,13 +184,13 @@ class MemoryStep:
         self.recent.keep(layer, q if voters is asked else voters[0], piece.stop)
         starts = first + torch.arange(count, device=q.device) * group
         bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
-        return _Groups(asked, voters, starts, first, piece.stop - (count - 1) * group - first, bounds)
+        return _Groups(asked, voters, first, piece.stop - (count - 1) * group - first, bounds)
 
     def _choose(self, rule: LayerRule, groups: list[_Groups], layer: LayerKV) -> list[Selection]:
         """This layer's own choices, or those of the last layer that chose for the same groups."""
         if not self.method.chooses(rule.index):
             return [self._chosen.get(one.first) or _nothing(one.queries) for one in groups]
-        asks = [Ask(one.voters, one.queries.shape[2], one.bounds, one.shared) for one in groups]
+        asks = [self._ask(one, first=one is groups[0]) for one in groups]
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
             self._chosen[one.first] = selection
@@ -204,6 +199,11 @@ class MemoryStep:
                 trace.lose(self.kv.lost)
                 trace.choose(selection.tokens, one.bounds.block, selection.exact, selection.certified, selection.keys_scored)
         return chosen
+
+    def _ask(self, groups: _Groups, first: bool) -> Ask:
+        asking = groups.queries.shape[2]
+        # Whoever is heard in a piece after the first asks in the piece before it.
+        return Ask(groups.voters, asking, groups.bounds, shared=0 if first else groups.voters.shape[2] - asking)
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None
@@ -214,7 +214,7 @@ class MemoryStep:
         count, _, asking, _ = groups.queries.shape
         width = sizes.local + groups.length
         near_k, near_v = layer.window.spans(groups.first - sizes.local, sizes.group, count, width)
-        near = (groups.starts - sizes.local)[:, None] + torch.arange(width, device=device)
+        near = groups.bounds.stops[:, None] + torch.arange(width, device=device)
         sink = layer.sink[:, None].expand(-1, count, -1, -1, -1)
         sink_tokens = torch.arange(sizes.sink, device=device).expand(count, -1)
         scope = chosen.tokens.shape[1]

@@ -109,7 +109,7 @@ class SessionKV:
         last, rest = -(-length // size), None
         if window.start <= length // size * size and length <= window.stop:
             last = length // size
-            rest = [part.clone() for part in window.view(last * size, length)]
+            rest = [tensor.clone() for tensor in window.view(last * size, length)]
         window.reset(first * size)
         for k, v in self._read_in_order(layer, first, last):
             window.append(k, v)
