@@ -7,10 +7,11 @@ provisional. They are forgotten and made again from the committed tokens, so no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +22,14 @@ from .attention.region import LayerRule
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
 from .memory.block import BlockSource
+from .memory.recounting import counted, take_counts, twin_to_count
 from .memory.session_kv import SessionKV
 from .model.attach import Attachment, LayerSpec
 from .model.decode import FinishReason, decode
 from .types import GenerationRequest, Piece
 
-Logits = Literal["last", "none"]
+Logits = Literal["all", "last", "none"]
+Progress = Callable[[int], None]
 
 CHUNK_TOKENS = 256
 """Tokens of one forward, on an absolute grid; a compute detail that no result depends on."""
@@ -34,11 +37,30 @@ CHUNK_TOKENS = 256
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine has done, for tests and benchmarks: times are never asserted, these are."""
+    """What the engine has done, for tests and benchmarks: times are never asserted, these are.
+
+    Attributes:
+        prefilled, decoded: tokens fed.
+        forwards: of the model.
+        traced: tokens of replies, and of texts that are scored: those the others count.
+        keys_scored: key vectors scored to choose, over all layers and KV heads.
+        attended: keys attended to, over all layers.
+    """
 
     prefilled: int = 0
     decoded: int = 0
     forwards: int = 0
+    traced: int = 0
+    keys_scored: int = 0
+    attended: int = 0
+
+
+class NoDisk:
+    """Stands behind a text that is only scored: none of its Blocks ever leaves memory, so none is read back."""
+
+    def read_kv(self, layer: int, blocks: np.ndarray, out: Tensor) -> np.ndarray:
+        """Never called."""
+        raise RuntimeError("a text that is only scored has no disk to be read from")
 
 
 class _LayerStep:
@@ -82,8 +104,9 @@ class MemoryEngine:
         self._recent = RecentQueries()
         self.counters = Counters()
         self.final = self.floor(kv.length)
+        self._chunk = CHUNK_TOKENS if method.sizes is None else max(CHUNK_TOKENS, method.sizes.group)
 
-    def catch_up(self, count: int, progress: Callable[[int], None] | None = None) -> None:
+    def catch_up(self, count: int, progress: Progress | None = None) -> None:
         """Make the KV of committed tokens ``[0, count)``; those already final are not touched.
 
         Args:
@@ -92,7 +115,7 @@ class MemoryEngine:
         """
         if self.kv.length == count and self.final == self.floor(count):
             return
-        self.kv.truncate(self.final)
+        self._back_to(self.final)
         self._feed(self._tokens(self.final, count), None, "none", progress)
 
     def generate(self, count: int, request: GenerationRequest, trace: Trace, **hooks: Any) -> Generator[Piece, None, FinishReason]:
@@ -108,10 +131,10 @@ class MemoryEngine:
             (as the generator's value) why it ended: ``stop``, ``length`` or ``cancelled``.
         """
         start = self._start(count, request)
-        if self.final // CHUNK_TOKENS != (count + len(request.prompt) - 1) // CHUNK_TOKENS:
+        if self.final // self._chunk != (count + len(request.prompt) - 1) // self._chunk:
             self.catch_up(start)  # more than one forward: what is left for the last is the prompt
         first = min(self.final, start)
-        self.kv.truncate(first)
+        self._back_to(first)
         fed = torch.cat([self._tokens(first, count), torch.tensor(request.prompt, dtype=torch.int64)])
 
         def next_logits(token: int | None) -> Tensor:
@@ -132,6 +155,53 @@ class MemoryEngine:
             self.kv.truncate(min(start, self.kv.length))
             self.final = min(self.final, self.floor(start))
 
+    def losses(self, of: range, alone: int, progress: Progress | None = None) -> Tensor:
+        """Negative log-likelihoods of tokens, each after all those before it; what was fed for it stays, the last of it provisional.
+
+        Args:
+            of: which tokens; not the first one, which nothing goes before.
+            alone: from this token on each chooses for itself, as those of a reply do. Those before it share their group's choice, in which
+                the tokens after them in the group have a say.
+            progress: told the number of tokens done after each forward.
+
+        Returns:
+            fp32 ``[len(of)]`` on the CPU, in nats.
+        """
+        asked = range(of.start - 1, of.stop - 1)  # a token's loss is read off the logits of the one before it
+        parts = []
+        apart = self.floor(max(alone, self.method.attended or 0)) if self.method.recalls else asked.stop
+        while (start := self.kv.length) < asked.stop:
+            stop = min(self._grid_stop(start), asked.stop, apart if start < apart else asked.stop)
+            if start < apart:
+                parts.append(self._scored(start, stop, asked, settled=stop))
+            else:
+                parts.extend(self._one_by_one(start, stop, asked, alone))
+                if stop < asked.stop:
+                    self._back_to(start)
+                    self._forward(self._tokens(start, stop), None, "none")
+            if progress is not None:
+                progress(stop)
+        return torch.cat(parts)
+
+    def _one_by_one(self, start: int, stop: int, asked: range, alone: int) -> Iterator[Tensor]:
+        """:meth:`_scored` of tokens ``[start, stop)`` as in a reply: what there is of the group before ``alone`` at once, then each."""
+        first = min(max(alone, start), stop)
+        if first > start:
+            yield self._scored(start, first, asked)
+        for token in range(first, stop):
+            yield self._scored(token, token + 1, asked)
+
+    def _scored(self, start: int, stop: int, asked: range, settled: int = 0) -> Tensor:
+        """Feed tokens ``[start, stop)``; the losses of those after the tokens among them that are asked, fp32 ``[n]``, in nats."""
+        trace = Trace()
+        first = max(start, asked.start)
+        logits = self._forward(self._tokens(start, stop), trace, "all" if first < stop else "none", settled=settled)
+        self.counters.prefilled += stop - start
+        if logits is None:
+            return torch.empty(0)
+        wanted = logits[0, first - start :].float()
+        return torch.nn.functional.cross_entropy(wanted, self._tokens(first + 1, stop + 1).to(wanted.device), reduction="none").cpu()
+
     def rebuild(self, blocks: range, source: BlockSource) -> dict[str, Tensor]:
         """Tensors of whole Blocks made again from their tokens, with only earlier memory visible.
 
@@ -145,6 +215,23 @@ class MemoryEngine:
             return kv.stored(blocks.start, blocks.stop)
         finally:
             kv.close()
+
+    def _grid_stop(self, start: int) -> int:
+        """Where a forward that begins at a token ends at the latest."""
+        return start - start % self._chunk + self._chunk
+
+    def _back_to(self, length: int) -> None:
+        """Forget tokens from ``length`` on, and count again the attention mass that a truncation or a reopening cut short."""
+        self.kv.truncate(length)
+        if counted(self.kv):
+            return
+        twin = twin_to_count(self.kv)
+        try:
+            again = MemoryEngine(self._attachment, self._tokenizer, self.method, twin, self._tokens, lambda final: None)
+            again.catch_up(length)
+            take_counts(self.kv, twin)
+        finally:
+            twin.close()
 
     def _start(self, count: int, request: GenerationRequest) -> int:
         """Where what is fed for a reply alone begins: the broken group, or the last token where there would be nothing to feed."""
@@ -165,7 +252,7 @@ class MemoryEngine:
         out, at = None, 0
         while at < len(ids):
             start = self.kv.length
-            size = min(CHUNK_TOKENS - start % CHUNK_TOKENS, len(ids) - at)
+            size = min(self._grid_stop(start) - start, len(ids) - at)
             last = at + size == len(ids)
             out = self._forward(ids[at : at + size], trace, logits if last else "none", since)
             at += size
@@ -177,9 +264,16 @@ class MemoryEngine:
                 progress(at)
         return out
 
-    def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits, since: int = 0) -> Tensor | None:
+    def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits, since: int = 0, settled: int | None = None) -> Tensor | None:
         start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, (start, start + len(ids)), self._recent, trace, since)
+        span = (start, start + len(ids))
+        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled)
         self.counters.forwards += 1
+        before = (0, 0) if trace is None else (trace.attended, trace.keys_scored)
         with torch.no_grad():
-            return self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)
+            made = self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)
+        if trace is not None:
+            self.counters.traced += start + len(ids) - max(start, since)
+            self.counters.attended += trace.attended - before[0]
+            self.counters.keys_scored += trace.keys_scored - before[1]
+        return made

@@ -27,6 +27,7 @@ Knows names and messages only. Each message says what happened, to what, and wha
     │   ├── EmptyMessage
     │   ├── HeadTooLong             system prompt and tool schemas over a quarter of the window
     │   └── TurnTooLarge
+    ├── SelectionError              a Selector chose tokens it may not; a defect of the method
     └── ToolError                   a tool that cannot be described to a model
 """
 
@@ -152,6 +153,10 @@ class HeadTooLong(SessionError):
 
 class TurnTooLarge(SessionError):
     """A turn of more tokens than ``max_turn_tokens``; nothing was written."""
+
+
+class SelectionError(AgentMemoryError):
+    """A Selector chose a token twice, out of order, or one it may not choose from; the message names it and the bounds."""
 
 
 class ToolError(AgentMemoryError):

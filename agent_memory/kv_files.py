@@ -57,7 +57,7 @@ class SegmentFiles:
 
     def flush(self, kv: SessionKV, final: int, *, whole: bool = True) -> None:
         """Write the Blocks before token ``final`` that are due: full Segments, and with ``whole=False`` the short last one too."""
-        ready = final // kv.layout.block_tokens
+        ready = kv.settled(final) // kv.layout.block_tokens
         while ready > kv.saved:
             last = min(ready, (kv.saved // SEGMENT_BLOCKS + 1) * SEGMENT_BLOCKS)
             if whole and last % SEGMENT_BLOCKS:

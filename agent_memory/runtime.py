@@ -18,12 +18,14 @@ from .attention.methods import Method, make_method
 from .chat import ChatFormat
 from .chat import root as chain_root
 from .conversation import Conversation
-from .engine import CHUNK_TOKENS, MemoryEngine
+from .engine import CHUNK_TOKENS, Counters, MemoryEngine, NoDisk, Progress
 from .errors import ConfigError
 from .kv_files import SegmentFiles
 from .memory.cache import TieredCache
 from .memory.layer_kv import KVPlan
 from .memory.session_kv import SessionKV
+from .memory.sizes import parse_size
+from .memory.tier import block_kinds
 from .model.attach import Attachment, attach
 from .model.fingerprint import fingerprint
 from .model.load import load
@@ -43,7 +45,7 @@ class Runtime:
 
     Args:
         model: a loaded causal language model; quantised ones are fine.
-        tokenizer: its tokenizer, with a chat template.
+        tokenizer: its tokenizer, with a chat template (without one there are no Sessions, but texts can be scored).
         store: folder, SQLAlchemy URL, or an open Store.
         method: how memory takes part in attention, by name or made.
         budget: bytes for each Tier.
@@ -74,7 +76,7 @@ class Runtime:
         self.attachment: Attachment = attach(model)
         self.window = window or self.attachment.window
         self.budget = budget or Budget()
-        self.chat = ChatFormat(tokenizer)
+        self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.layout = _layout(self.attachment)
         self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
         self._method, self._choosers = method, _choosers(model.config)
@@ -84,7 +86,7 @@ class Runtime:
             self.budget,
             self.attachment.device,
             min_blocks=self._least_blocks(),
-            unsaved_blocks=2 * SEGMENT_BLOCKS,
+            unsaved_blocks=2 * SEGMENT_BLOCKS + self._unsettled(plain) // BLOCK_TOKENS,
             unread=[layer.index for layer in self.attachment.layers if not (layer.recalls and plain.reads(layer.index))],
         )
         self._max_turn_tokens, self._timeout = max_turn_tokens, timeout
@@ -119,6 +121,11 @@ class Runtime:
         loaded, tokenizer = load(place, revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
         return cls(loaded, tokenizer, source=place, **options)
 
+    @property
+    def chat(self) -> ChatFormat:
+        """How conversations are written for the model; ConfigError if its tokenizer has no chat template."""
+        return self._chat or ChatFormat(self.tokenizer)
+
     def method(self, head: int) -> Method:
         """The method for a Session whose head has that many tokens."""
         if isinstance(self._method, Method):
@@ -137,15 +144,55 @@ class Runtime:
         Raises:
             SessionBusy: another writer holds it.
             ModelMismatch: it was made with another model.
+            ConfigError: the tokenizer has no chat template.
         """
-        wait = self._timeout if timeout is None else timeout
+        wait, chat = self._timeout if timeout is None else timeout, self.chat
         timeline = self.store.session(name, namespace, model=self.model_id, layout=self.layout, timeout=wait, create=create)
-        return self._wrap(timeline)
+        return self._wrap(timeline, chat)
 
-    def _wrap(self, timeline: Timeline) -> Session:
+    def score(
+        self, ids: Tensor, *, of: range, alone: int | None = None, counters: Counters | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """Negative log-likelihoods of tokens of a text, read through the method in memory alone: no Session, nothing is written.
+
+        Args:
+            ids: int64 ``[n]``, the text from its beginning.
+            of: the tokens to score, in ``[1, n)``; nothing after them is read.
+            alone: from this token on each chooses for itself, as those of a reply do (a forward each); None is none of them. The others
+                share a choice with their group, in which the tokens after them have a say.
+            counters: added to.
+            progress: told the number of tokens read.
+
+        Returns:
+            fp32 ``[len(of)]`` on the CPU, in nats.
+
+        Raises:
+            ConfigError: no such tokens, or the device budget does not hold the text.
+        """
+        if of.step != 1 or not 1 <= of.start < of.stop <= len(ids):
+            raise ConfigError(f"of={of} are no tokens that can be scored; choose from range(1, {len(ids)})")
+        self._check_room(of.stop)
+        method = self.method(0)
+        kv = SessionKV(self.layout, self._plan(method), self.cache, NoDisk())
+        try:
+            engine = MemoryEngine(self.attachment, self.tokenizer, method, kv, lambda start, stop: ids[start:stop], lambda final: None)
+            engine.counters = counters or engine.counters
+            return engine.losses(of, of.stop if alone is None else alone, progress)
+        finally:
+            kv.close()
+
+    def _check_room(self, tokens: int) -> None:
+        """A text without a disk behind it must fit: its Blocks are the only copies, and never leave the device Tier."""
+        kinds = block_kinds(self.layout)
+        missing = tokens // BLOCK_TOKENS - min(self.cache.max_read(kind.layers[0]) // len(kind.layers) for kind in kinds)
+        if missing > 0:
+            least = parse_size(self.budget.device) + (missing + 1) * sum(len(kind.layers) * kind.block_bytes for kind in kinds)
+            raise ConfigError(f"a text of {tokens} tokens does not fit Budget.device={self.budget.device!r}; it takes {least} bytes")
+
+    def _wrap(self, timeline: Timeline, chat: ChatFormat) -> Session:
         conversation = Conversation(
             timeline,
-            self.chat,
+            chat,
             lambda system, tools: self._root(timeline.namespace, system, tools),
             head_limit=self.window // HEAD_SHARE,
             max_turn_tokens=self._max_turn_tokens,
@@ -183,7 +230,7 @@ class Runtime:
         timeline = parent.timeline
         timeline.fork(name, at)
         child = self.store.session(name, parent.namespace, model=self.model_id, layout=self.layout, timeout=self._timeout, create=False)
-        session = self._wrap(child)
+        session = self._wrap(child, self.chat)
         if parent.has_engine:
             engine = parent.engine
             files = SegmentFiles(child)
@@ -194,13 +241,28 @@ class Runtime:
 
     def _plan(self, method: Method) -> KVPlan:
         sizes = method.sizes
-        keep = None if sizes is None else sizes.attended + CHUNK_TOKENS
+        chunk = CHUNK_TOKENS if sizes is None else max(CHUNK_TOKENS, sizes.group)
+        keep = None if sizes is None else sizes.attended + chunk + self._unsettled(method)
         wide = [layer.sliding_window or 0 for layer in self.attachment.layers if not layer.recalls]
-        keep = None if keep is None else max([keep, *(width + CHUNK_TOKENS for width in wide)])
+        keep = None if keep is None else max([keep, *(width + chunk for width in wide)])
         sink = BLOCK_TOKENS if sizes is None else sizes.sink
         recalling = tuple(layer.recalls and method.recalls and method.chooses(layer.index) for layer in self.attachment.layers)
-        least = None if keep is None else keep - CHUNK_TOKENS
-        return KVPlan(sink, keep, recalling, every_key=method.selector.needs_every_key, least=least)
+        least = None if keep is None else keep - chunk
+        return KVPlan(
+            sink,
+            keep,
+            recalling,
+            every_key=method.selector.needs_every_key,
+            least=least,
+            representatives=method.selector.representatives,
+            query_heads=tuple(layer.query_heads for layer in self.attachment.layers),
+        )
+
+    @staticmethod
+    def _unsettled(method: Method) -> int:
+        """Tokens at the end that cannot be written yet, since their block is still in the local window."""
+        plan = method.selector.representatives
+        return 0 if plan is None else plan.local + plan.block
 
     def _least_blocks(self) -> int:
         """Blocks one group may need at one layer: every KV head its own choice; and a Segment to write."""

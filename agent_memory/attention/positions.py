@@ -5,6 +5,8 @@ Knows token indices and ranks; does not know why the keys were chosen.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +37,7 @@ class PositionMap(Protocol):
     """Turns attended keys into Regions."""
 
     def regions(self, attended: Attended) -> list[Region]:
-        """One to three disjoint Regions."""
+        """One to three disjoint Regions that hold every key at or before a query once."""
         ...
 
 
@@ -68,15 +70,119 @@ def _split_heads(attended: Attended, rank: Tensor, visible: Tensor, count: int) 
     return [Region(attended.keys, attended.values, aligned[:, 0, -count:], aligned, visible)]
 
 
+@dataclass(frozen=True)
 class TruePositions:
-    """Keys stand where they are in the timeline, counted from the first one attended: plain rotary attention."""
+    """Keys stand where they are in the timeline: plain rotary attention, to the last ``width`` tokens if given."""
+
+    width: int | None = None
 
     def regions(self, attended: Attended) -> list[Region]:
         """One causal Region at true distances."""
-        tokens = attended.tokens
-        present = tokens >= 0
-        visible = present[:, :, None, :] & (tokens[:, :, None, :] <= attended.queries[:, None, :, None])
-        base = tokens.masked_fill(~present, torch.iinfo(tokens.dtype).max).amin()
-        positions = (tokens - base).clamp(min=0)
-        positions = positions[:, 0] if positions.shape[1] == 1 else positions
-        return [Region(attended.keys, attended.values, attended.queries - base, positions, visible)]
+        i = attended.queries
+        low = torch.zeros_like(i) if self.width is None else (i - self.width + 1).clamp(min=0)
+        return _there([band(attended, low, i, i, _same)])
+
+
+class FarMap(Protocol):
+    """Positions beyond the edge of a :class:`BandedPositions`, integer or real; only their difference matters."""
+
+    def query(self, i: Tensor) -> Tensor:
+        """phi of queries at tokens ``i``."""
+        ...
+
+    def key(self, j: Tensor) -> Tensor:
+        """psi of keys at tokens ``j``."""
+        ...
+
+
+@dataclass(frozen=True)
+class BandedPositions:
+    """True distances below ``edge``, a map of its own from ``edge`` on (methods.md 7.1).
+
+    Attributes:
+        edge: first distance that is far.
+        far: positions from there on.
+        log_n: scale the logits of query i by ``max(1, ln(i + 1) / ln(log_n))``; None leaves them.
+        rebase: count positions of a Region from its first key; False keeps the model's own rounding, for short histories.
+    """
+
+    edge: int
+    far: FarMap
+    log_n: int | None = None
+    rebase: bool = True
+
+    def regions(self, attended: Attended) -> list[Region]:
+        """The near Region and, where a query has such keys, the far one."""
+        i = attended.queries
+        tau = None if self.log_n is None else ((i + 1).float().log() / math.log(self.log_n)).clamp(min=1.0)
+        edge = i - self.edge
+        near = band(attended, (edge + 1).clamp(min=0), i, i, _same, tau, self.rebase)
+        far = band(attended, torch.zeros_like(i), edge, self.far.query(i), self.far.key, tau, self.rebase)
+        return _there([near, far])
+
+
+@dataclass(frozen=True)
+class _TrueFar:
+    """True positions far away too."""
+
+    def query(self, i: Tensor) -> Tensor:
+        return i
+
+    def key(self, j: Tensor) -> Tensor:
+        return j
+
+
+def true_but_split(edge: int) -> BandedPositions:
+    """True positions in two Regions, so that attention to keys nearer than ``edge`` can be told apart."""
+    return BandedPositions(edge, _TrueFar(), rebase=False)
+
+
+def band(
+    attended: Attended,
+    low: Tensor,
+    high: Tensor,
+    phi: Tensor,
+    psi: Callable[[Tensor], Tensor],
+    tau: Tensor | None = None,
+    rebase: bool = True,
+) -> Region | None:
+    """Keys whose tokens lie in ``[low, high]`` of each query, as a Region over the columns where any of them is.
+
+    Args:
+        attended: all keys.
+        low, high: int64 ``[G, T]``, inclusive; ``low`` is 0 or more, ``high`` may be below it.
+        phi: ``[G, T]`` query positions.
+        psi: key positions of tokens.
+        tau: ``[G, T]`` logit factors.
+        rebase: count positions from the Region's first key: fp32 angles are wrong by 0.04 rad at a million.
+
+    Returns:
+        None where no query sees a key.
+    """
+    within = ((attended.tokens >= low.amin()) & (attended.tokens <= high.amax())).flatten(0, 1).any(0).nonzero()
+    if not len(within):
+        return None
+    first, stop = int(within[0]), int(within[-1]) + 1
+    tokens = attended.tokens[..., first:stop]
+    spread = tokens[:, :, None, :]
+    visible = (spread >= low[:, None, :, None]) & (spread <= high[:, None, :, None])
+    positions = psi(tokens.clamp(min=0))
+    base = psi(tokens[tokens >= low.amin()]).amin() if rebase else 0
+    positions = (positions - base).clamp(min=0)
+    return Region(
+        attended.keys[:, :, first:stop],
+        attended.values[:, :, first:stop],
+        (phi - base).clamp(min=0),
+        positions[:, 0] if positions.shape[1] == 1 else positions,
+        None if bool(visible.all()) else visible,
+        tau,
+        first,
+    )
+
+
+def _same(tokens: Tensor) -> Tensor:
+    return tokens
+
+
+def _there(regions: list[Region | None]) -> list[Region]:
+    return [region for region in regions if region is not None]

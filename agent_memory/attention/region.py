@@ -42,6 +42,7 @@ class Region:
         key_positions: psi, ``[n]``, ``[G, n]`` or ``[G, Hk, n]``.
         visible: bool, broadcastable to ``[G, Hk, T, n]``; None if all keys are visible to all queries.
         tau: logit factor of each query, ``[T]`` or ``[G, T]``; None is 1.
+        first: which of the attended keys is the Region's first one.
     """
 
     keys: Tensor
@@ -50,6 +51,7 @@ class Region:
     key_positions: Tensor
     visible: Tensor | None = None
     tau: Tensor | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +84,64 @@ def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: Lay
     Returns:
         ``[G, H, T, dv]``. GQA pairing is ``h // g``.
     """
+    parts = _parts(queries, regions, rotary, rule.index)
+    if len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
+    else:
+        out, _ = _merged(parts, queries, rule, ops)
+    return out.reshape(*queries.shape[:3], -1)
+
+
+def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
+    """As :func:`attend`, and how much attention each key of the first Region gets.
+
+    Returns:
+        ``[G, H, T, dv]``, and fp32 ``[G, H, n]``: weights of the softmax over all Regions, summed over the queries.
+    """
+    parts = _parts(queries, regions, rotary, rule.index)
+    out, lse = _merged(parts, queries, rule, ops)
     groups, heads, count, _ = queries.shape
-    kv_heads = regions[0].keys.shape[1]
-    share = heads // kv_heads
-    tables = _angles(regions, rotary, rule.index)
-    outputs, lses = [], []
-    for region, (phi, psi) in zip(regions, tables, strict=True):
-        q = _rotate(queries, phi, rotary, rule.index)
+    first, rows = parts[0], (groups, -1, heads // parts[0].keys.shape[1], count)
+    bias = _additive(regions[0].visible)
+    mass = ops.column_mass(first.queries.reshape(*rows, queries.shape[-1]), first.keys, bias, lse.reshape(rows), rule.scaling, rule.softcap)
+    return out.reshape(*queries.shape[:3], -1), mass.flatten(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A Region as kernels take it: rotated, rows of a GQA group query head by query head."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+
+def _parts(queries: Tensor, regions: Sequence[Region], rotary: Rotary, layer: int) -> list[_Part]:
+    groups, heads, count, dim = queries.shape
+    parts = []
+    for region, (phi, psi) in zip(regions, _angles(regions, rotary, layer), strict=True):
+        kv_heads = region.keys.shape[1]
+        q = _rotate(queries, phi, rotary, layer)
         if region.tau is not None:
             q = q * _rows(region.tau, groups)[:, None, :, None].to(q.dtype)
-        q = q.reshape(groups, kv_heads, share * count, q.shape[-1])
-        k = _rotate(region.keys, psi, rotary, rule.index)
-        if len(regions) == 1 and rule.sinks is None and rule.softcap is None:
-            alone = ops.attend_alone(q, k, region.values, _bias(region.visible, share), rule.scaling)
-            return alone.reshape(groups, heads, count, -1)
-        out, lse = ops.attend(q, k, region.values, _bias(region.visible, share), rule.scaling, rule.softcap)
-        outputs.append(out)
-        lses.append(lse)
-    sinks = None if rule.sinks is None else rule.sinks.reshape(1, kv_heads, share, 1).expand(-1, -1, -1, count).reshape(1, kv_heads, -1)
-    joined = ops.merge(outputs, lses, sinks)
-    return joined.reshape(groups, heads, count, joined.shape[-1])
+        q = q.reshape(groups, kv_heads, heads // kv_heads * count, dim)
+        k = _rotate(region.keys, psi, rotary, layer)
+        parts.append(_Part(q, k, region.values, _bias(region.visible, heads // kv_heads)))
+    return parts
+
+
+def _merged(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
+    """Output ``[G, Hk, m, dv]`` over all parts, and its log-sum-exp ``[G, Hk, m]``, the sinks' included."""
+    done = [ops.attend(part.queries, part.keys, part.values, part.bias, rule.scaling, rule.softcap) for part in parts]
+    outputs, lses = [out for out, _ in done], [lse for _, lse in done]
+    sinks = None
+    if rule.sinks is not None:
+        kv_heads, count = parts[0].keys.shape[1], queries.shape[2]
+        spread = rule.sinks.reshape(1, kv_heads, -1, 1).expand(-1, -1, -1, count)
+        sinks = spread.reshape(1, kv_heads, -1).float().expand_as(lses[0])
+    total = torch.logsumexp(torch.stack([*lses, *([] if sinks is None else [sinks])]), dim=0)
+    return ops.merge(outputs, lses, sinks), total
 
 
 def _rows(positions: Tensor, groups: int) -> Tensor:
@@ -110,10 +150,14 @@ def _rows(positions: Tensor, groups: int) -> Tensor:
 
 def _bias(visible: Tensor | None, share: int) -> Tensor | None:
     """``[.., T, n]`` bool to ``[.., share * T, n]`` additive fp32: rows of a GQA group come query head by query head."""
+    bias = _additive(visible)
+    return bias if share == 1 or bias is None else bias.repeat(*([1] * (bias.dim() - 2)), share, 1)
+
+
+def _additive(visible: Tensor | None) -> Tensor | None:
     if visible is None:
         return None
-    bias = torch.zeros(visible.shape, dtype=torch.float32, device=visible.device).masked_fill_(~visible, float("-inf"))
-    return bias if share == 1 else bias.repeat(*([1] * (bias.dim() - 2)), share, 1)
+    return torch.zeros(visible.shape, dtype=torch.float32, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
 Pair = tuple[Tensor, Tensor]
@@ -135,6 +179,12 @@ def _angles(regions: Sequence[Region], rotary: Rotary, layer: int) -> list[tuple
             for c, s, p in zip(torch.split(cos[0], sizes), torch.split(sin[0], sizes), flat, strict=True)
         ]
     return list(zip(pairs[0::2], pairs[1::2], strict=True))
+
+
+def rotated(x: Tensor, position: int, rotary: Rotary, layer: int) -> Tensor:
+    """``x [G, H, T, d]`` at one position."""
+    cos, sin = rotary.table(layer, position + 1)
+    return rotary.rotate(layer, x, cos[:, position:].expand(-1, x.shape[2], -1), sin[:, position:].expand(-1, x.shape[2], -1))
 
 
 def _rotate(x: Tensor, pair: Pair, rotary: Rotary, layer: int) -> Tensor:

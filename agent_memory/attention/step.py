@@ -7,6 +7,7 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,8 @@ from agent_memory_kernels import Operations
 from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
-from .positions import Attended, TruePositions
-from .region import LayerRule, Region, Rotary, attend
+from .positions import Attended, PositionMap, TruePositions, true_but_split
+from .region import LayerRule, Region, Rotary, attend, attend_and_weigh, rotated
 from .selectors import Ask, Bounds, Selection
 from .trace import Trace
 
@@ -100,6 +101,8 @@ class MemoryStep:
         recent: queries of the step before.
         trace: counts selections, if given.
         since: only those of tokens from here on, the border of two groups.
+        settled: tokens before it will not be fed again, so that methods with feedback count them; by default those before ``since``,
+            or all where nothing is traced.
     """
 
     def __init__(
@@ -112,10 +115,12 @@ class MemoryStep:
         recent: RecentQueries,
         trace: Trace | None = None,
         since: int = 0,
+        settled: int | None = None,
     ) -> None:
         self.kv, self.method, self.rotary, self.ops, self.recent = kv, method, rotary, ops, recent
         self._trace, self._since = trace, since
         self.start, self.stop = span
+        self._settled = settled if settled is not None else self.stop if trace is None else since
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
         self.pieces = cut(self.start, self.stop, method.attended, group, since)
@@ -137,6 +142,8 @@ class MemoryStep:
         if sliding is not None:
             return self._dense(rule, q, self.start, self.stop, sliding)
         parts = [q[:, piece.start - self.start : piece.stop - self.start] for piece in self.pieces]
+        if self.method.selector.representatives is not None:
+            return torch.cat([self._weighed(rule, one, part) for one, part in self._one_by_one(parts)])
         recalled = iter(self._recall(rule, [(piece, part) for piece, part in zip(self.pieces, parts, strict=True) if not piece.dense]))
         outputs = [
             self._dense(rule, part, piece.start, piece.stop) if piece.dense else next(recalled)
@@ -145,16 +152,57 @@ class MemoryStep:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _dense(self, rule: LayerRule, q: Tensor, start: int, stop: int, width: int | None = None) -> Tensor:
-        """Attend to all earlier tokens (the last ``width`` of them) at true positions."""
+        """Attend to all earlier tokens: through the method's map if it attends to everything, else at true positions, and in a
+        sliding layer to the last ``width`` of them."""
+        everything = self.method.sizes is None and width is None
+        positions: PositionMap = self.method.positions if everything else TruePositions(width)
         first = 0 if width is None else max(0, start - width + 1)
+        regions = positions.regions(self._whole(rule, first, start, stop))
+        return self._attend(rule, q[None], regions, start)[0].transpose(0, 1)
+
+    def _attend(self, rule: LayerRule, queries: Tensor, regions: list[Region], first: int) -> Tensor:
+        """Attention of ``queries [G, H, T, d]``, of tokens from ``first`` on, over Regions."""
+        if self._trace is not None and first >= self._since:
+            self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
+        return attend(queries, regions, self.rotary, rule, self.ops)
+
+    def _whole(self, rule: LayerRule, first: int, start: int, stop: int) -> Attended:
+        """All tokens ``[first, stop)``, for the queries from ``start`` on."""
         k, v = self.kv.layers[rule.index].window.view(first, stop)
-        tokens = torch.arange(first, stop, device=q.device)
-        queries = tokens[start - first :]
-        positions = TruePositions().regions(Attended(k[None], v[None], tokens[None, None], queries[None]))
-        if width is not None:
-            near = tokens[None, :] > queries[:, None] - width
-            positions = [Region(r.keys, r.values, r.query_positions, r.key_positions, _and(r.visible, near)) for r in positions]
-        out = attend(q[None], positions, self.rotary, rule, self.ops)
+        tokens = torch.arange(first, stop, device=k.device)
+        return Attended(k[None], v[None], tokens[None, None], tokens[None, start - first :])
+
+    def _one_by_one(self, parts: list[Tensor]) -> Iterator[tuple[Piece, Tensor]]:
+        """Dense pieces whole, the others group by group: what a group chooses depends on the one before it."""
+        group = self.method.sizes.group if self.method.sizes is not None else 1
+        for piece, part in zip(self.pieces, parts, strict=True):
+            step = piece.stop - piece.start if piece.dense else group
+            for at in range(piece.start, piece.stop, step):
+                stop = min(at + step, piece.stop)
+                yield Piece(at, stop, piece.dense), part[:, at - piece.start : stop - piece.start]
+
+    def _weighed(self, rule: LayerRule, piece: Piece, q: Tensor) -> Tensor:
+        """Attend to one group, or a dense piece, and count the attention its local tokens get (InfLLM, methods.md 2.2).
+
+        Only groups that are final count: what is provisional is fed again.
+        """
+        layer, sizes = self.kv.layers[rule.index], self.method.sizes
+        kept = layer.representatives
+        if kept is None or sizes is None:
+            raise RuntimeError("this layer keeps no representatives")
+        positions: PositionMap = true_but_split(sizes.local) if piece.dense else self.method.positions
+        if piece.dense:
+            attended = self._whole(rule, 0, piece.start, piece.stop)
+        else:
+            groups = self._groups(rule.index, piece, q, sizes)
+            (chosen,) = self._choose(rule, [groups], layer)
+            attended = self._attended(rule, groups, chosen, sizes)
+        regions = positions.regions(attended)
+        if piece.stop > self._settled or not (piece.dense or piece.stop - piece.start == sizes.group):
+            return self._attend(rule, q[None], regions, piece.start)[0].transpose(0, 1)
+        out, mass = attend_and_weigh(q[None], regions, self.rotary, rule, self.ops)
+        kept.add(mass[0], int(attended.tokens[0, 0, regions[0].first]), piece.stop)
+        kept.cut(layer.window)
         return out[0].transpose(0, 1)
 
     def _recall(self, rule: LayerRule, pieces: list[tuple[Piece, Tensor]]) -> list[Tensor]:
@@ -169,7 +217,7 @@ class MemoryStep:
         outputs = []
         for one, selection in zip(groups, chosen, strict=True):
             regions = self.method.positions.regions(self._attended(rule, one, selection, sizes))
-            out = attend(one.queries, regions, self.rotary, rule, self.ops)
+            out = self._attend(rule, one.queries, regions, one.first)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
 
@@ -190,9 +238,10 @@ class MemoryStep:
         """This layer's own choices, or those of the last layer that chose for the same groups."""
         if not self.method.chooses(rule.index):
             return [self._chosen.get(one.first) or _nothing(one.queries) for one in groups]
-        asks = [self._ask(one, first=one is groups[0]) for one in groups]
+        asks = [self._ask(rule, one, first=one is groups[0]) for one in groups]
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
+            selection.check(one.bounds)
             self._chosen[one.first] = selection
             trace = self._traced(one)
             if trace is not None:
@@ -200,10 +249,11 @@ class MemoryStep:
                 trace.choose(selection.tokens, one.bounds.block, selection.exact, selection.certified, selection.keys_scored)
         return chosen
 
-    def _ask(self, groups: _Groups, first: bool) -> Ask:
+    def _ask(self, rule: LayerRule, groups: _Groups, first: bool) -> Ask:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
-        return Ask(groups.voters, asking, groups.bounds, shared=0 if first else groups.voters.shape[2] - asking)
+        shared = 0 if first else groups.voters.shape[2] - asking
+        return Ask(groups.voters, asking, groups.bounds, shared, lambda x, position: rotated(x, position, self.rotary, rule.index))
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None
@@ -234,7 +284,3 @@ class MemoryStep:
 def _nothing(queries: Tensor) -> Selection:
     none = torch.empty((queries.shape[0], 1, 0), dtype=torch.int64, device=queries.device)
     return Selection(none, exact=True, certified="memory", keys_scored=0)
-
-
-def _and(visible: Tensor | None, more: Tensor) -> Tensor:
-    return more if visible is None else visible & more

@@ -20,12 +20,14 @@ class Trace:
 
     Attributes:
         selections: (layer, KV head or layer, group) choices made.
+        attended: keys attended to, summed over queries and layers (a key is counted for every query of a group that reads it).
         tiers: Block -> slowest Tier it was read from (0 device, 1 host, 2 disk).
         damaged: Blocks that were wanted, or would have been candidates, and could not be trusted.
     """
 
     def __init__(self) -> None:
         self.selections = 0
+        self.attended = 0
         self.tiers: dict[int, int] = {}
         self.damaged: set[int] = set()
         self.exact = True

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..types import KVLayout
 from .growing import GrowingRows
+from .representatives import LayerRepresentatives, RepresentativePlan
 from .summary import LayerSummary
 from .window import LayerWindow
 
@@ -27,6 +28,8 @@ class KVPlan:
         least: of them, how many attention may look back at; the others are there to be truncated without reading Blocks.
         recalling: for each layer, whether it recalls (and so needs summaries).
         every_key: also hold every key in memory, for methods that score all of them.
+        representatives: also keep representatives of blocks, for methods that score those.
+        query_heads: of each layer, where there are representatives.
     """
 
     sink: int
@@ -34,6 +37,8 @@ class KVPlan:
     recalling: tuple[bool, ...]
     every_key: bool = False
     least: int | None = None
+    representatives: RepresentativePlan | None = None
+    query_heads: tuple[int, ...] = ()
 
     def holds_keys(self, layer: int) -> bool:
         """Whether a layer holds every key in memory."""
@@ -61,5 +66,10 @@ class LayerKV:
         self.summary = LayerSummary(heads, dim, device=device) if plan.recalling[layer] else None
         self.every_key = (
             GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if plan.every_key and plan.recalling[layer] else None
+        )
+        self.representatives = (
+            LayerRepresentatives(plan.representatives, plan.query_heads[layer], dim, device)
+            if plan.representatives is not None and plan.recalling[layer]
+            else None
         )
         self.sealed = 0

@@ -6,6 +6,7 @@ Knows token indices, Blocks and the cache they live in; does not know models, me
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ..types import KVLayout
 from .block import BlockSource
 from .cache import TieredCache
 from .layer_kv import Gathered, KVPlan, LayerKV
+from .restoring import restore_layer
 
 
 class SessionKV:
@@ -98,6 +100,8 @@ class SessionKV:
                 part.summary.truncate(part.sealed)
             if part.every_key is not None:
                 part.every_key.truncate(part.sealed)
+            if part.representatives is not None:
+                part.representatives.truncate(length)
         self.cache.release(self.uids[whole:])
         self.uids, self.lost = self.uids[:whole], self.lost[:whole]
         self.saved = min(self.saved, whole)
@@ -173,6 +177,7 @@ class SessionKV:
             theirs.window, theirs.sink, theirs.sealed = mine.window.copy(), mine.sink.clone(), mine.sealed
             theirs.summary = None if mine.summary is None else mine.summary.fork(mine.sealed)
             theirs.every_key = None if mine.every_key is None else mine.every_key.fork(mine.sealed)
+            theirs.representatives = None if mine.representatives is None else mine.representatives.fork(length)
         child.truncate(length)
         return child
 
@@ -200,8 +205,9 @@ class SessionKV:
                 if bool((reading.slots < 0).any()):
                     raise BlockDamaged(f"a block of [{first}, {last}) is damaged; repair the session")
                 tensors[f"layers.{layer}.kv"] = reading.pool[reading.slots]
-            if part.summary is not None:
-                tensors.update({f"layers.{layer}.{name}": rows for name, rows in part.summary.state(first, last).items()})
+            for rows_of in (part.summary, part.representatives):
+                if rows_of is not None:
+                    tensors.update({f"layers.{layer}.{name}": rows for name, rows in rows_of.state(first, last).items()})
         return tensors
 
     def restore(self, blocks: int, summaries: dict[str, Tensor] | None) -> None:
@@ -215,17 +221,16 @@ class SessionKV:
         self._name_blocks(first + blocks)
         self.lost[first:] = summaries is None
         for layer, part in enumerate(self.layers):
-            if part.summary is not None:
-                if summaries is None:
-                    part.summary.append(torch.zeros((blocks, *self.layout.block_shape(layer)[1:]), device=self.device))
-                else:
-                    part.summary.load(_of_layer(summaries, layer))
+            known = {} if summaries is None else _of_layer(summaries, layer)
             part.sealed += blocks
             part.window.reset(part.sealed * size)
-            if part.every_key is not None:
-                for k, _ in self._read_in_order(layer, first, first + blocks):
-                    part.every_key.append(k.reshape(k.shape[0], -1, size, k.shape[2]).transpose(0, 1))
+            restore_layer(part, first, blocks, known, summaries is None, partial(self._read_in_order, layer, first, first + blocks))
         self.mark_saved(first + blocks)
+
+    def settled(self, final: int) -> int:
+        """How many of ``final`` tokens may be written: not those of which something will only be known later."""
+        plan = self.plan.representatives
+        return final if plan is None else min(final, plan.end(plan.made(final)))
 
     def restore_tail(self, tail: dict[str, Tensor]) -> None:
         """Append the tokens after the last Segment: ``layers.N.kv [1, 2, Hk, t, d]``."""
@@ -260,6 +265,7 @@ class SessionKV:
             total += part.window.nbytes + part.sink.numel() * part.sink.element_size()
             total += part.summary.nbytes if part.summary is not None else 0
             total += part.every_key.nbytes if part.every_key is not None else 0
+            total += part.representatives.nbytes if part.representatives is not None else 0
         return total
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from . import reference
+from . import fused, reference
 
 __all__ = ["Operations", "operations"]
 
@@ -48,6 +48,10 @@ class Operations(Protocol):
         """Attention output of one set of keys that is merged with no other."""
         ...
 
+    def column_mass(self, queries: Tensor, keys: Tensor, bias: Tensor | None, lse: Tensor, scale: float, softcap: float | None) -> Tensor:
+        """Softmax weight each key gets, summed over queries."""
+        ...
+
     def merge(self, outputs: list[Tensor], lses: list[Tensor], sinks: Tensor | None) -> Tensor:
         """Join disjoint attentions exactly."""
         ...
@@ -61,6 +65,8 @@ def operations(backend: str = "auto") -> Operations:
     Raises:
         ValueError: no such backend.
     """
-    if backend in ("auto", "torch"):
+    if backend == "auto":
+        return fused
+    if backend == "torch":
         return reference
     raise ValueError(f"no kernel backend named {backend!r}; choose 'auto' or 'torch'")

@@ -220,6 +220,28 @@ def attend_alone(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | N
     return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
 
 
+def column_mass(queries: Tensor, keys: Tensor, bias: Tensor | None, lse: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """How much attention each key gets: softmax weights summed over queries, head by head.
+
+    Args:
+        queries: ``[G, S, h, T, d]``, rotated: ``T`` queries of each of the ``h`` query heads that share a key head.
+        keys: ``[G, S, n, d]``, rotated.
+        bias: fp32, broadcastable to ``[G, S, T, n]``; ``-inf`` hides a key.
+        lse: fp32 ``[G, S, h, T]``: log-sum-exp over all keys the queries attend to, of which these may be some.
+        scale: logit factor.
+        softcap: as in :func:`attend`.
+
+    Returns:
+        fp32 ``[G, S, h, n]``.
+    """
+    logits = torch.matmul(queries, keys[:, :, None].transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias[:, :, None]
+    return torch.exp(logits - lse[..., None]).sum(-2)
+
+
 def merge(outputs: list[Tensor], lses: list[Tensor], sinks: Tensor | None) -> Tensor:
     """Join attentions over disjoint key sets into attention over their union, exactly.
 

@@ -39,9 +39,17 @@ class Driver:
         layout = KVLayout(tuple(s.kv_heads for s in layers), tuple(s.head_dim for s in layers), "float32")
         cache = TieredCache(layout, Budget(device="64MiB"), min_blocks=64, unsaved_blocks=64)
         sizes = method.sizes
-        keep = None if sizes is None else sizes.attended + 256
+        keep = None if sizes is None else sizes.attended + 1024
         sink, recalling = 32 if sizes is None else sizes.sink, tuple(method.recalls for _ in layers)
-        plan = KVPlan(sink, keep, recalling, method.selector.needs_every_key, None if keep is None else keep - 256)
+        plan = KVPlan(
+            sink,
+            keep,
+            recalling,
+            method.selector.needs_every_key,
+            None if keep is None else keep - 256,
+            method.selector.representatives,
+            tuple(s.query_heads for s in layers),
+        )
         self.recent = RecentQueries()
         self.kv = SessionKV(layout, plan, cache, NoDisk())
         self.steps: list[MemoryStep] = []

@@ -24,7 +24,7 @@ CLEAR = 1e-5
 class Checked:
     """A Selector that passes on another's choices, and keeps what it was asked and what it answered."""
 
-    needs_every_key = True
+    needs_every_key, representatives = True, None
 
     def __init__(self, inner: Selector) -> None:
         self.inner = inner

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from agent_memory.attention.selectors import Ask, Bounds, RecallSelector, TopKSelector
+from agent_memory.attention.methods import make_method
+from agent_memory.attention.selectors import Ask, Bounds, RecallSelector, Selection, TopKSelector, WindowSelector
 from agent_memory.attention.selectors.recall import RecallRule
+from agent_memory.errors import SelectionError
 from agent_memory.memory.growing import GrowingRows
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.summary import LayerSummary
@@ -220,3 +225,47 @@ def test_queries_before_have_no_vote_of_their_own(rule):
     keys, queries = facts([(1290, 1400), (-1, 400), (-1, 700)])
     queries[0, 0, 0] *= 10  # whoever is only heard would win, were it asked
     assert asked_last(keys, queries, **rule) == [400 // BLOCK]
+
+
+def refused(tokens: list[list[int]]) -> str:
+    with pytest.raises(SelectionError) as caught:
+        Selection(torch.tensor([tokens]), True, "memory", 0).check(bounds_of([512], 1024))
+    return str(caught.value)
+
+
+def test_a_selector_that_chooses_what_it_may_not_is_refused_by_name():
+    Selection(torch.tensor([[[32, 40, -1, 511, -1], [100, 101, 102, -1, 103]]]), True, "memory", 0).check(bounds_of([512], 1024))
+    assert re.search(r"token 40 after token 40.*duplicates", refused([[32, 40, 40]]))
+    assert re.search(r"token 39 after token 40", refused([[32, 40, -1, 39]]))
+    assert re.search(r"token 512.*\[32, 512\)", refused([[32, 512]]))
+    assert re.search(r"token 31.*\[32, 512\)", refused([[31]]))
+
+
+def test_a_step_refuses_what_a_selector_may_not_choose(drive, ids):
+    class Ahead(WindowSelector):
+        """Chooses a token of the future."""
+
+        def select(self, asks, scaling, layer):
+            none = super().select(asks, scaling, layer)
+            return [Selection(one.tokens.new_full((len(one.tokens), 1, 1), 900), True, "memory", 0) for one in none]
+
+    method = make_method("recall", 512)
+    driver = drive(dataclasses.replace(method, selector=Ahead()))
+    with pytest.raises(SelectionError, match="token 900"):
+        driver.feed(ids[:600])
+
+
+def test_a_query_may_be_scored_at_an_angle():
+    g = torch.Generator().manual_seed(0)
+    keys, queries = torch.randn(1, 2048, 16, generator=g), torch.randn(1, 1, 1, 16, generator=g)
+    turned = torch.randn(1, 1, 1, 16, generator=g)
+    asked: list[int] = []
+
+    def rotate(x, position):
+        asked.append(position)
+        return turned.expand_as(x)
+
+    selector = RecallSelector(RecallRule(blocks=3, angle=255), operations())
+    chosen = selector.select([Ask(queries, 1, bounds_of([2048], 2048), rotate=rotate)], 1.0, layer_of(keys))[0]
+    plain = RecallSelector(RecallRule(blocks=3), operations()).select([Ask(turned, 1, bounds_of([2048], 2048))], 1.0, layer_of(keys))[0]
+    assert asked == [255] and torch.equal(chosen.tokens, plain.tokens)

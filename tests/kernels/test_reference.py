@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agent_memory_kernels import operations, reference
+from agent_memory_kernels import fused, operations, reference
 
 INF = float("inf")
 
@@ -15,7 +15,7 @@ def made(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_there_is_one_choice_of_backend() -> None:
-    assert operations() is operations("torch") is reference
+    assert operations("torch") is reference and operations() is fused
     with pytest.raises(ValueError, match="choose 'auto' or 'torch'"):
         operations("magic")
 
@@ -126,3 +126,31 @@ def test_hidden_keys_give_nothing() -> None:
     q, k, v = made(1, 1, 2, 4), made(1, 1, 3, 4), made(1, 1, 3, 4)
     out, lse = reference.attend(q, k, v, torch.full((1, 1, 2, 3), -INF), 1.0, None)
     assert bool((out == 0).all()) and bool((lse == -INF).all())
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_fused_attention_is_the_definition_with_its_log_sum_exp(hidden: bool, turned: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 16, generator=g) for n in (40, 100, 100))
+    if turned:  # rows that do not lie in one piece
+        k, v = torch.randn(2, 3, 16, 100, generator=g).transpose(2, 3), v[..., :1].expand(-1, -1, -1, 16)
+    bias = torch.zeros(2, 1, 40, 100).masked_fill_(torch.rand(2, 1, 40, 100, generator=g) < 0.5, float("-inf"))
+    bias[1, 0, 7] = float("-inf")
+    mask = bias if hidden else None
+    expected, expected_lse = reference.attend(q, k, v, mask, 0.25, None)
+    out, lse = fused.attend(q, k, v, mask, 0.25, None)
+    assert torch.allclose(out, expected, atol=1e-5) and torch.allclose(lse, expected_lse, atol=1e-5)
+    assert not hidden or bool((lse[1, :, 7] == float("-inf")).all() and (out[1, :, 7] == 0).all())
+
+
+def test_column_mass_is_what_queries_give_each_key() -> None:
+    g = torch.Generator().manual_seed(1)
+    q, k = torch.randn(1, 2, 3, 5, 8, generator=g), torch.randn(1, 2, 20, 8, generator=g)
+    bias = torch.zeros(1, 1, 5, 20).masked_fill_(torch.rand(1, 1, 5, 20, generator=g) < 0.3, float("-inf"))
+    logits = torch.einsum("gshtd,gsnd->gshtn", q, k) * 0.5 + bias[:, :, None]
+    mass = reference.column_mass(q, k, bias, logits.logsumexp(-1), 0.5, None)
+    assert torch.allclose(mass, logits.softmax(-1).sum(-2), atol=1e-6)
+    capped = 2 * torch.tanh(torch.einsum("gshtd,gsnd->gshtn", q, k) * 0.5 / 2)
+    mass = reference.column_mass(q, k, None, capped.logsumexp(-1), 0.5, 2.0)
+    assert torch.allclose(mass, capped.softmax(-1).sum(-2), atol=1e-6)

@@ -1,8 +1,9 @@
 """Which keys of memory take part in attention: one Selector a file."""
 
 from .base import Ask, Bounds, Selection, Selector
+from .blocks import BlockSelector
 from .recall import RecallSelector
 from .top_k import TopKSelector
 from .window import WindowSelector
 
-__all__ = ["Ask", "Bounds", "RecallSelector", "Selection", "Selector", "TopKSelector", "WindowSelector"]
+__all__ = ["Ask", "BlockSelector", "Bounds", "RecallSelector", "Selection", "Selector", "TopKSelector", "WindowSelector"]

@@ -5,7 +5,7 @@ Knows token indices, Blocks and summaries; does not know positions, values or Ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import SelectionError
 from ...memory.layer_kv import LayerKV
+from ...memory.representatives import RepresentativePlan
 from ...types import Certificate
 
 
@@ -64,6 +66,23 @@ class Selection:
     certified: Certificate
     keys_scored: int
 
+    def check(self, bounds: Bounds) -> None:
+        """Raise ``SelectionError`` for tokens that are not ascending, or lie outside what was to choose from."""
+        tokens = self.tokens
+        chosen = tokens >= 0
+        before = torch.nn.functional.pad(tokens[..., :-1], (1, 0), value=-1).cummax(-1).values if tokens.shape[-1] else tokens
+        wrong = chosen & ((tokens <= before) | (tokens < bounds.first) | (tokens >= bounds.stops[:, None, None]))
+        if bool(wrong.any()):
+            group, head, at = wrong.nonzero()[0].tolist()
+            token, stop = int(tokens[group, head, at]), int(bounds.stops[group])
+            last = int(before[group, head, at])
+            raise SelectionError(
+                f"a selector chose token {token} after token {last}; choices must ascend, without duplicates"
+                if token <= last
+                else f"a selector chose token {token}, which is outside [{bounds.first}, {stop}): the sink before it and the local tokens "
+                f"after it are attended anyway, and later ones are the future"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -74,18 +93,35 @@ class Ask:
         asking: the last so many queries of each group choose; the ones before them are what was asked just before.
         bounds: what they may choose from.
         shared: so many of the first queries are the last ones of the ask before it, and need not be scored twice.
+        rotate: the layer's rotation of ``[G, H, T, d]`` to one position.
     """
 
     queries: Tensor
     asking: int
     bounds: Bounds
     shared: int = 0
+    rotate: Callable[[Tensor, int], Tensor] | None = None
+
+    def rotated(self, queries: Tensor, position: int) -> Tensor:
+        """Some of the queries ``[G, H, T, d]``, rotated to ``position``."""
+        if self.rotate is None:
+            raise RuntimeError("this ask cannot be rotated")
+        return self.rotate(queries, position)
 
 
 class Selector(Protocol):
-    """Chooses tokens of memory for groups of queries. The smallest one returns ``tokens`` of shape ``[G, 1, 0]``."""
+    """Chooses tokens of memory for groups of queries. The smallest one returns ``tokens`` of shape ``[G, 1, 0]``.
 
-    needs_every_key: bool
+    Attributes:
+        needs_every_key: it scores every key, so that all of them are held in memory.
+        representatives: it scores representatives of blocks, so that those are kept; None for all others.
+    """
+
+    @property
+    def needs_every_key(self) -> bool: ...
+
+    @property
+    def representatives(self) -> RepresentativePlan | None: ...
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose for each of ``asks``; together, so that keys are read once for all of them."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agent_memory_kernels import Operations
 
+from ...errors import ConfigError
 from ...memory.layer_kv import LayerKV
 from ...memory.summary import LayerSummary
 from ...types import BLOCK_TOKENS
@@ -43,6 +44,7 @@ class RecallRule:
         heard: queries that are heard, the asking one with them.
         margin: a Block is left out for a query whose best Block has that much more of its vote: it would only distract.
         pool: score the mean of the query heads that share a KV head instead of each of them.
+        angle: rotate queries to this position before scoring them against keys that are not rotated, as InfLLM does; None does not.
     """
 
     blocks: int
@@ -54,6 +56,18 @@ class RecallRule:
     heard: int = 12
     margin: float = 2.0
     pool: bool = True
+    angle: int | None = None
+
+    def check(self, most: int) -> None:
+        """Raise ``ConfigError`` for what cannot be; ``most`` Blocks fit the trained window."""
+        for name, choices in (("scan", ("keys", "means", "exact")), ("vote", ("softmax", "max")), ("scope", ("layer", "kv_head"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"recall: {name}={getattr(self, name)!r} cannot be used; choose one of {', '.join(choices)}")
+        for name, least, limit in (("blocks", 1, most), ("survivors", 0, None), ("heard", 1, None), ("echo", 0, None), ("margin", 0, None)):
+            value = getattr(self, name)
+            if value < least or (limit is not None and value > limit):
+                bound = f"at least {least}" if limit is None else f"between {least} and {limit}, what the trained window holds"
+                raise ConfigError(f"recall: {name}={value} cannot be used; it must be {bound}")
 
     @property
     def echoes(self) -> bool:
@@ -63,6 +77,8 @@ class RecallRule:
 
 class RecallSelector:
     """Chooses whole Blocks by :class:`RecallRule`."""
+
+    representatives = None
 
     def __init__(self, rule: RecallRule, ops: Operations) -> None:
         self.rule, self._ops = rule, ops
@@ -82,6 +98,8 @@ class RecallSelector:
     def _rows(self, ask: Ask, kv_heads: int) -> Tensor:
         """``[G, Hk, m, d]``: the queries that share a KV head, pooled or one by one; those asked before only where they are heard."""
         queries = ask.queries if self.rule.echoes else ask.queries[:, :, -ask.asking :]
+        if self.rule.angle is not None:
+            queries = ask.rotated(queries, self.rule.angle)
         rows = by_kv_head(queries, kv_heads)
         return rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2) if self.rule.pool else rows
 

@@ -30,6 +30,7 @@ class TopKSelector:
         ops: kernel implementation.
     """
 
+    representatives = None
     needs_every_key = True
 
     def __init__(self, k: int, clip: int, span: int, ops: Operations) -> None:

@@ -13,6 +13,7 @@ from .base import Ask, Selection
 class WindowSelector:
     """Recalls nothing."""
 
+    representatives = None
     needs_every_key = False
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
