@@ -21,6 +21,7 @@ from agent_memory.attention.selectors.recall import RecallRule
 from agent_memory.demo.ask import ANSWER_TOKENS, is_right
 from agent_memory.demo.fill import Inventory, Plan, make_plan
 from agent_memory.demo.inventory import Package, Question, questions
+from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
 
@@ -57,13 +58,9 @@ def ask(runtime: Runtime, session: Session, asked: list[Question], name: str) ->
     """Right answers, Blocks read an answer, and seconds an answer."""
     right, blocks, started = 0, 0, time.perf_counter()
     for question in tqdm(asked, desc=name, leave=False):
-        child = session.fork("asked")
-        try:
+        with asked_on_a_fork(runtime, session, "asked") as child:
             right += is_right(question, child.reply(question.text, max_new_tokens=ANSWER_TOKENS))
             blocks += child.last_recall.blocks if child.last_recall is not None else 0
-        finally:
-            child.close(keep=False)
-            runtime.store.delete("asked")
     return right, blocks / len(asked), (time.perf_counter() - started) / len(asked)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from agent_memory.attention.methods import Method, derive_sizes
 from agent_memory.attention.selectors import Ask, Selection, WindowSelector
+from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.evaluate.haystack import Needle, make_haystack
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.summary import coarsen, quantise
@@ -39,6 +40,7 @@ class Recorder:
     """A Selector that chooses nothing and keeps every query it was asked with."""
 
     needs_every_key: bool = True
+    representatives: None = None
     asked: dict[int, list[Tensor]] = field(default_factory=dict)
     on: bool = False
 
@@ -128,15 +130,14 @@ def collect(tokens: int, count: int, seed: int) -> tuple[list[Tensor], list[Case
 def _ask(runtime: Runtime, session: Session, recorder: Recorder, needle: Needle) -> Case:
     """Feed question and right answer on a fork, and keep the queries."""
     recorder.asked, recorder.on = {}, True
-    child = session.fork(f"ask {needle.name}")
-    child.append("user", needle.question, prefill=False)
-    said = runtime.tokenizer.encode(data.answer(needle.name, needle.field, needle.value), add_special_tokens=False)
-    ids = np.asarray([*runtime.chat.generation_prompt(), *said], dtype=np.int32)
-    child.timeline.append_turn("assistant", needle.value, ids, chain="teacher")
-    child.prefill()
-    recorder.on = False
-    asked = [recorder.asked[id(layer.every_key)] for layer in child.engine.kv.layers]
-    child.close(keep=False)
+    with asked_on_a_fork(runtime, session, f"ask {needle.name}") as child:
+        child.append("user", needle.question, prefill=False)
+        said = runtime.tokenizer.encode(data.answer(needle.name, needle.field, needle.value), add_special_tokens=False)
+        ids = np.asarray([*runtime.chat.generation_prompt(), *said], dtype=np.int32)
+        child.timeline.append_turn("assistant", needle.value, ids, chain="teacher")
+        child.prefill()
+        recorder.on = False
+        asked = [recorder.asked[id(layer.every_key)] for layer in child.engine.kv.layers]
     return Case(_blocks_of(runtime, session, needle), asked)
 
 

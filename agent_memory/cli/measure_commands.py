@@ -6,12 +6,15 @@ Knows which measurements there are and how their results are shown; how they are
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from agent_memory.cli import shapes
+from agent_memory.cli import file_evaluations, shapes
 from agent_memory.cli.command import MODEL_OPTIONS, Call, command
 from agent_memory.errors import ConfigError
 from agent_memory.memory.sizes import parse_size
@@ -20,15 +23,27 @@ from agent_memory.types import Budget
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from agent_memory.evaluate.run import EvalOptions
     from agent_memory.runtime import Runtime
 
 _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
+
+SAMPLES, REACH = 10, 16
+"""Documents for each length, and windows that methods which attend to everything are run to."""
+
+ENOUGH = 20
+"""Answers from which on a table shows how far a share could be off."""
+
+TASK_HELP = (
+    "What to measure, separated by commas: needle, multi-key, multi-value, multi-query, near-duplicate, crowd, updated, passkey, "
+    "variable-tracking, aggregation. Or one that reads --file: perplexity, longbench, leval, infinitebench, locomo."
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
     command(app, "demo", {})(demo)
-    command(app, "eval", MODEL_OPTIONS)(evaluate)
+    command(app, "eval", {name: option for name, option in MODEL_OPTIONS.items() if name != "method"})(evaluate)
 
 
 def demo(
@@ -61,72 +76,180 @@ def _fact_table(facts: dict[str, Any]) -> Table:
 
 def evaluate(
     call: Call,
-    task: Annotated[Literal["needle"], typer.Argument(help="What to measure.", show_default=False)],
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "recall,reattention,streaming,full",
-    lengths: Annotated[str, typer.Option(help="Tokens of hay, separated by commas; 64k is 64,000.")] = "4k,16k,64k",
-    depths: Annotated[int, typer.Option(help="Needles in one haystack.", min=1)] = 10,
-    samples: Annotated[int, typer.Option(help="Haystacks for each length.", min=1)] = 10,
+    task: Annotated[str, typer.Argument(help=TASK_HELP, show_default=False)],
+    method: Annotated[
+        str, typer.Option("--method", "--methods", help="Methods, separated by commas.")
+    ] = "recall,reattention,streaming,full",
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Tokens of hay, separated by commas; 64k is 64,000.", show_default="4k,16k,64k; perplexity: 64 windows"),
+    ] = None,
+    depths: Annotated[int, typer.Option(help="Facts asked about in one document.", min=1)] = 10,
+    samples: Annotated[
+        int | None, typer.Option(help="Documents for each length; texts; questions of a data set.", min=1, show_default="10; 32; all")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     match: Annotated[Literal["exact", "contains"], typer.Option(help="When an answer is right; contains suits chat models.")] = "exact",
+    style: Annotated[
+        Literal["record", "prose"], typer.Option(help="How passkey, variable-tracking and aggregation are told; prose suits chat models.")
+    ] = "record",
+    reach: Annotated[
+        int | None,
+        typer.Option(help="Windows to which methods that attend to everything are run.", min=1, show_default="16; perplexity: 64"),
+    ] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Text or benchmark file; once for each.", show_default=False)] = None,
+    truncate: Annotated[str, typer.Option(help="middle:N keeps the first and last half of N tokens of a benchmark's prompt.")] = "none",
     haystack: Annotated[Path | None, typer.Option(help="Hay from this text file.", show_default="generated")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that keeps what is done, to go on after a stop.", show_default=False)] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture to write, as PNG.", show_default=False)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture to write, as PNG; with several tasks one each, as NAME-TASK.png.", show_default=False)
+    ] = None,
 ) -> None:
     """Measure how well each method finds what was said long ago."""
-    from agent_memory.evaluate.needle import NeedleOptions, run_needle
-    from agent_memory.evaluate.plots import draw_needle
-    from agent_memory.opening import open_runtime
+    from agent_memory.evaluate.run import EvalOptions, make_tasks, run_tasks
 
-    def make_runtime(*, method: str, store: Path, **_: Any) -> Runtime:
-        return open_runtime(call.settings.model_copy(update={"method": method, "store": str(store)}))
-
-    options = NeedleOptions(
-        methods=_methods(methods),
-        lengths=tuple(_tokens(written) for written in _parts(lengths)),
+    if task in file_evaluations.FILE_TASKS:
+        length = None if lengths is None else _one_length(lengths)
+        files = file_evaluations.FileOptions(tuple(file or ()), _methods(method), length, samples, truncate, seed, reach, resume, plot)
+        _evaluate_files(call, task, files)
+        return
+    options = EvalOptions(
+        methods=_methods(method),
+        lengths=_lengths(lengths or "4k,16k,64k"),
         depths=depths,
-        samples=samples,
+        samples=samples or SAMPLES,
         seed=seed,
         match=match,
         haystack=haystack,
+        reach=reach or REACH,
         budget=call.settings.budget,
         resume=resume,
     )
+    tasks = make_tasks(_parts(task), style)
     call.quiet_libraries()
-    with call.progress(task) as show:
-        report = run_needle(make_runtime, options, lambda done, total, _: show(done, total))
-    if plot is not None:
-        report["plot"] = str(draw_needle(report, plot))
+    with _progress(call) as show:
+        reports = run_tasks(_runtimes(call), tasks, options, show)
+    _draw(reports, plot)
+    payload = reports[0] if len(reports) == 1 else {"tasks": reports}
+    call.answer(payload, lambda: _show(call, reports, options))
+
+
+def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions) -> None:
+    call.quiet_libraries()
+    with _progress(call) as show:
+        report = file_evaluations.run_on_files(call, task, options, _runtimes(call), show)
 
     def people() -> None:
-        call.out.print(_summary_table(report))
-        call.out.print(f"{report['model']}, window {report['window']:,}, exact inside its window: {report['in_window']:.1%}")
-        if plot is not None:
+        for made in file_evaluations.tables(report):
+            call.out.print(made)
+        call.out.print(f"{report['model']}, window {report['window']:,}")
+        if report.get("plot") is not None:
             call.out.print(f"picture in {report['plot']}", markup=False)
 
     call.answer(report, people)
 
 
-def _summary_table(report: dict[str, Any]) -> Table:
-    lengths = sorted({int(length) for row in report["summary"].values() for length in row})
-    headings = [f"{length:,}" for length in lengths]
-    made = shapes.table("method", *headings, right=tuple(headings))
-    for method, row in report["summary"].items():
-        made.add_row(method, *(f"{row[str(length)]:.1%}" if str(length) in row else "-" for length in lengths))
+def _one_length(written: str) -> int:
+    lengths = _lengths(written)
+    if len(lengths) != 1:
+        raise ConfigError(f"--lengths {written!r}: perplexity reads texts of one length")
+    return lengths[0]
+
+
+def _runtimes(call: Call) -> Callable[..., Runtime]:
+    from agent_memory.opening import open_runtime
+
+    def make_runtime(*, method: str, store: Path, **_: Any) -> Runtime:
+        return open_runtime(call.settings.model_copy(update={"method": method, "store": str(store)}))
+
+    return make_runtime
+
+
+@contextmanager
+def _progress(call: Call) -> Iterator[Callable[[int, int, str], None]]:
+    """The bar of ``call.progress``, which also says what is being done."""
+    from tqdm import tqdm
+
+    silent = call.json or not sys.stderr.isatty()
+    with tqdm(disable=silent, file=sys.stderr, leave=False, unit_scale=True) as bar:
+
+        def show(done: int, total: int, doing: str) -> None:
+            bar.total = total
+            bar.set_description(doing, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _draw(reports: Sequence[dict[str, Any]], plot: Path | None) -> None:
+    from agent_memory.evaluate.plots import draw_maps
+
+    for report in reports:
+        if plot is not None:
+            path = plot if len(reports) == 1 else plot.with_stem(f"{plot.stem}-{report['task']}")
+            report["plot"] = str(draw_maps(report, path))
+
+
+def _show(call: Call, reports: Sequence[dict[str, Any]], options: EvalOptions) -> None:
+    out = call.out
+    for report in reports:
+        out.print(_length_table(report["task"], {method: _shares(report, method) for method in options.methods}, options))
+        outdated = {method: _outdated(report["counters"].get(method, {})) for method in options.methods}
+        if any(outdated.values()):
+            out.print(_length_table("an older value", outdated, options))
+        out.print(f"{report['model']}, window {report['window']:,}, exact inside its window: {report['in_window']:.1%}")
+        if report["plot"] is not None:
+            out.print(f"picture in {report['plot']}", markup=False)
+        if any(len(report["summary"].get(method, {})) < len(options.lengths) for method in options.methods):
+            reach = options.reach * report["window"]
+            out.print(f"- : methods that attend to everything are run to {reach:,} tokens, {options.reach} windows (--reach)", markup=False)
+
+
+def _shares(report: dict[str, Any], method: str) -> dict[str, str]:
+    """Shares of right answers by length, with the interval they lie in where that says something."""
+    shown = {}
+    for length, share in report["summary"].get(method, {}).items():
+        low, high = report["interval"][method][length]
+        enough = report["counters"][method][length]["answers"] >= ENOUGH
+        shown[length] = f"{share:.1%}" + (f"[dim] {low * 100:.0f}-{high * 100:.0f}[/]" if enough else "")
+    return shown
+
+
+def _outdated(counters: dict[str, Any]) -> dict[str, str]:
+    return {length: f"{row['outdated']:.1%}" for length, row in counters.items() if "outdated" in row}
+
+
+def _length_table(heading: str, rows: Mapping[str, Mapping[str, str]], options: EvalOptions) -> Table:
+    lengths = sorted(options.lengths)
+    headings = tuple(f"{length:,}" for length in lengths)
+    made = shapes.table(heading, *headings, right=headings)
+    for method, row in rows.items():
+        made.add_row(method, *(row.get(str(length), "-") for length in lengths))
     return made
 
 
 def _methods(written: str) -> tuple[str, ...]:
-    from agent_memory.attention.methods import METHODS
+    """The methods that were asked for; the only place that knows what may be written."""
+    from agent_memory.attention.methods import METHODS, check_spec
 
     names = _parts(written)
-    unknown = [name for name in names if name not in METHODS]
-    if unknown or not names:
-        raise ConfigError(f"--methods {written!r}: unknown method {', '.join(unknown) or '(none)'}; there are {', '.join(sorted(METHODS))}")
+    if not names:
+        raise ConfigError(f"--method {written!r}: no method; there are {', '.join(sorted(METHODS))}")
+    for name in names:
+        check_spec(name)
     return names
 
 
+def _lengths(written: str) -> tuple[int, ...]:
+    lengths = tuple(dict.fromkeys(_tokens(part) for part in _parts(written)))
+    if not lengths:
+        raise ConfigError(f"--lengths {written!r}: no length; write them as 4k,64k,1m")
+    return lengths
+
+
 def _parts(written: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in written.split(",") if part.strip())
+    """What stands between commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in written.split(",") if part.strip()))
 
 
 def _tokens(written: str) -> int:

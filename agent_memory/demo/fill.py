@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent import INTERRUPTED, Agent, Answered, Appended, ToolReturned
+from ..evaluate.fork import asked_on_a_fork
 from ..pocket import data
 from ..runtime import Runtime
 from ..session import Session
@@ -144,17 +145,13 @@ def _probe(runtime: Runtime, session: Session, plan: Plan, done: int, point: int
     known = [package for batch in plan.batches[: min(done, len(plan.batches))] for package in batch]
     rng = random.Random(point)  # noqa: S311 - reproducible
     asked = questions(known, 1, rng) or questions(plan.packages, 1, rng)
-    child = session.fork(f"probe {point}")
-    try:
+    with asked_on_a_fork(runtime, session, f"probe {point}") as child:
         started = time.perf_counter()
         pieces = child.stream(asked[0].text, max_new_tokens=2)
         next(iter(pieces), None)
         seconds = time.perf_counter() - started
         pieces.close()
         tell({"probe": point, "tokens": session.tokens, "seconds": seconds})
-    finally:
-        child.close(keep=False)
-        runtime.store.delete(child.name, child.namespace)
 
 
 def acknowledged(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

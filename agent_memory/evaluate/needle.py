@@ -1,233 +1,255 @@
-"""Needles in a haystack: for each method and length, how many hidden facts are answered exactly.
+"""Tasks that ask for facts hidden in hay: one, one among many, several of one name, several in turn, near-duplicates, replaced ones.
 
-Knows Runtimes, Sessions and haystacks; does not know how a method works. One haystack holds a needle at each depth, is prefilled once
-per method, and each needle is asked on a fork that is dropped.
+They are RULER's niah family (arXiv 2404.06654, table 2) told as records. Knows facts and where they lie; does not know models or methods.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import string
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from ..runtime import Runtime
-from ..session import Session
-from ..types import Budget
-from .haystack import Haystack, Needle, make_haystack
+from ..pocket import data, values
+from .haystack import PIECE_LINES, Needle, Pile, hay, make_haystack, new_name, new_needle, no_file, pile
+from .task import CountTokens, Document, Match, Question, same, share_named
 
-FULL_REACH = 16
-"""``full`` attends to everything and is run to this many windows only."""
+SEVERAL = 4
+"""Values of one name (multi-value), and names asked one after another (multi-query), as RULER has them."""
 
-MakeRuntime = Callable[..., Runtime]
-Progress = Callable[[int, int, str], None]
-Key = tuple[str, int, float]
-"""Method, length, depth."""
+NEIGHBOURS = 3
+"""Facts about other names directly around each one that is asked about (multi-key), as RULER's first multi-key task has them."""
+
+NEAR_DUPLICATES = 6
+"""Names near each asked one that are told too."""
+
+ALL_VALUES = "Which {field} does {name} have? Tell all."
+"""How several values of one name are asked for."""
+
+
+class _OneAnswer:
+    """Tasks whose questions have one right answer each."""
+
+    alone: ClassVar[bool] = False
+
+    def score(self, question: Question, said: str, match: Match) -> float:
+        """1 if the answer is the value asked for, else 0."""
+        return float(any(same(said, answer, question.stem, match) for answer in question.answers))
+
+
+def _asking(needle: Needle, *outdated: str) -> Question:
+    return Question(needle.question, (needle.value,), needle.depth, needle.stem, outdated)
+
+
+def _one_by_one(made: Pile, questions: Sequence[Question]) -> Document:
+    return Document(tuple(made.pieces), tuple((question,) for question in questions))
 
 
 @dataclass(frozen=True, slots=True)
-class NeedleOptions:
-    """What to measure.
+class SingleNeedle(_OneAnswer):
+    """One fact at each depth, in hay whose own facts have other names."""
 
-    Attributes:
-        methods: by name.
-        lengths: tokens of hay.
-        depths: needles in one haystack, evenly from beginning to end.
-        samples: haystacks for each length.
-        seed: of everything random.
-        max_new_tokens: longest answer.
-        match: ``exact`` or ``contains``.
-        haystack: hay from this file instead of the generator.
-        budget: bytes for each Tier.
-        resume: file that keeps finished haystacks, so that a run that was stopped goes on.
+    name: ClassVar[str] = "needle"
+
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Hay with a needle at each depth."""
+        stack = make_haystack(rng, length, depths, count_tokens, file)
+        return Document(stack.pieces, tuple((_asking(needle),) for needle in stack.needles))
+
+
+@dataclass(frozen=True, slots=True)
+class MultiKey(_OneAnswer):
+    """Facts of the same form about other names in every piece of hay, and directly around each fact that is asked about."""
+
+    name: ClassVar[str] = "multi-key"
+
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Hay with one distractor in every piece, and ``NEIGHBOURS`` more around each needle."""
+        taken: set[str] = set()
+        needles = [new_needle(rng, depth, taken) for depth in depths]
+        made = pile(self._crowded(rng, file, needles, taken), length, count_tokens)
+        for needle in needles:
+            lines = [_other(rng, needle, taken).line(rng) for _ in range(NEIGHBOURS)]
+            lines.insert(rng.randrange(1, NEIGHBOURS), needle.line(rng))
+            at = made.at(needle.depth)
+            made.put(at, made.spot(rng, at), "\n".join(lines))
+        return _one_by_one(made, [_asking(needle) for needle in needles])
+
+    def _crowded(self, rng: random.Random, file: Path | None, needles: Sequence[Needle], taken: set[str]) -> Iterator[str]:
+        for piece in hay(rng, file):
+            lines = piece.split("\n")
+            lines.insert(rng.randrange(len(lines) + 1), _other(rng, rng.choice(needles), taken).line(rng))
+            yield "\n".join(lines)
+
+
+def _other(rng: random.Random, needle: Needle, taken: set[str]) -> Needle:
+    """A fact on the same field about a name that is not taken yet; takes it."""
+    return replace(needle, name=new_name(rng, taken), value=_other_value(rng, needle.field, (needle.value,)))
+
+
+def _other_value(rng: random.Random, field: str, told: Collection[str], apart: bool = False) -> str:
+    """A value of the field that was not told; with ``apart``, one that also contains none of those told and is contained in none."""
+    while True:
+        value = values.value(rng, field)
+        if not any(value == other or (apart and (value in other or other in value)) for other in told):
+            return value
+
+
+@dataclass(frozen=True, slots=True)
+class MultiValue:
+    """One name and field has several values, told at several places from its depth on; all are wanted."""
+
+    several: int = SEVERAL
+    name: ClassVar[str] = "multi-value"
+    alone: ClassVar[bool] = False
+
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Hay with ``several`` facts a question: the first at its depth, the others at random places behind."""
+        made, taken, questions = pile(hay(rng, file), length, count_tokens), set[str](), []
+        for depth in depths:
+            needle = new_needle(rng, depth, taken)
+            told = [needle.value]
+            while len(told) < self.several:
+                told.append(_other_value(rng, needle.field, told, apart=True))
+            hide_in_order(rng, made, depth, [replace(needle, value=value).line(rng) for value in told])
+            text = ALL_VALUES.format(name=needle.name, field=needle.field)
+            questions.append(Question(text, tuple(told), depth, needle.stem))
+        return _one_by_one(made, questions)
+
+    def score(self, question: Question, said: str, match: Match) -> float:
+        """Share of the values that are named."""
+        return share_named(said, question.answers, question.stem, match)
+
+
+def hide_in_order(rng: random.Random, made: Pile, depth: float, lines: Sequence[str]) -> None:
+    """Hide the first line at a depth and the others at random places behind it, in this order."""
+    last, spot = -1, 0
+    for place in [depth, *sorted(rng.uniform(depth, 1) for _ in lines[1:])]:
+        at = made.at(place)
+        spot = made.spot(rng, at, spot + 1 if at == last else 0)
+        made.put(at, spot, lines[0])
+        last, lines = at, lines[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class MultiQuery(_OneAnswer):
+    """Several names are asked one after another, in turns of one fork, in random order."""
+
+    several: int = SEVERAL
+    name: ClassVar[str] = "multi-query"
+
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Hay with a needle at each depth; with fewer than ``several``, needles at random places that have no depth of their own."""
+        more = [rng.random() for _ in range(self.several - len(depths))]
+        stack = make_haystack(rng, length, [*depths, *more], count_tokens, file)
+        questions = [_asking(needle) for needle in stack.needles]
+        questions = questions[: len(depths)] + [replace(question, depth=None) for question in questions[len(depths) :]]
+        rng.shuffle(questions)
+        forks = -(-len(questions) // self.several)
+        return Document(stack.pieces, tuple(tuple(questions[fork::forks]) for fork in range(forks)))
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicate(_OneAnswer):
+    """Every line is a fact on the same field, as in RULER's third multi-key task, and ``near`` of them, anywhere, are about names that
+    differ from the asked one in a piece. Their number does not grow with the length, so that a window and a long history are equally hard.
     """
 
-    methods: tuple[str, ...] = ("recall", "reattention", "streaming", "full")
-    lengths: tuple[int, ...] = (400, 4096, 16384, 65536)
-    depths: int = 10
-    samples: int = 10
-    seed: int = 0
-    max_new_tokens: int = 48
-    match: str = "exact"
-    haystack: Path | None = None
-    budget: Budget = field(default_factory=Budget)
-    resume: Path | None = None
+    near: int = NEAR_DUPLICATES
+    name: ClassVar[str] = "near-duplicate"
+
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Lines of facts only: each asked one at its depth, its near-duplicates at random places."""
+        no_file(self.name, file)
+        taken, told, field = set[str](), set[str](), rng.choice(data.FIELDS)
+
+        def fact(name: str, depth: float = 0.0) -> Needle:
+            value = _other_value(rng, field, told)
+            told.add(value)
+            return Needle(name, field, value, depth)
+
+        def others() -> Iterator[str]:
+            while True:
+                yield "\n".join(fact(new_name(rng, taken)).line(rng) for _ in range(PIECE_LINES))
+
+        needles = [fact(new_name(rng, taken), depth) for depth in depths]
+        made = pile(others(), length, count_tokens)
+        for needle in needles:
+            for _ in range(self.near):
+                at = made.at(rng.random())
+                made.put(at, made.spot(rng, at), fact(new_name(rng, taken, like=needle.name)).line(rng))
+            at = made.at(needle.depth)
+            made.put(at, made.spot(rng, at), needle.line(rng))
+        return _one_by_one(made, [_asking(needle) for needle in needles])
 
 
-@dataclass(slots=True)
-class Counts:
-    """What one method did at one length."""
+@dataclass(frozen=True, slots=True)
+class Crowd(_OneAnswer):
+    """Every line is a fact on the same field, and all names are near-duplicates of one another: the longer, the more of them."""
 
-    asked: int = 0
-    right: int = 0
-    keys_scored: int = 0
-    blocks_read: int = 0
-    seconds: float = 0.0
+    name: ClassVar[str] = "crowd"
 
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Lines of facts only, one of the asked names at each depth."""
+        no_file(self.name, file)
+        field, first = rng.choice(data.FIELDS), data.make_name(rng)
+        taken, told = {first}, set[str]()
+        needles: list[Needle] = []
+        for depth in depths:
+            name = near_name(rng, first, taken) if needles else first
+            value = _other_value(rng, field, told)
+            told.add(value)
+            needles.append(Needle(name, field, value, depth))
+        made = pile(self._facts(rng, needles, taken, told), length, count_tokens)
+        for needle in needles:
+            at = made.at(needle.depth)
+            made.put(at, made.spot(rng, at), needle.line(rng))
+        return _one_by_one(made, [_asking(needle) for needle in needles])
 
-def run_needle(make_runtime: MakeRuntime, options: NeedleOptions, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure, and return the JSON object of ``agent-memory eval needle``.
-
-    Args:
-        make_runtime: ``make_runtime(method=, store=, budget=)`` gives a Runtime.
-        options: what to measure.
-        progress: told answers given, answers to give, and what is being done.
-    """
-    depths = [(i + 0.5) / options.depths for i in range(options.depths)]
-    cells: dict[Key, Counts] = {}
-    done = _Progress(progress, _answers(options))
-    in_window = _in_window(make_runtime, options, done)
-    window, model = 0, ""
-    for method in options.methods:
-        with tempfile.TemporaryDirectory(prefix="agent-memory-eval-") as folder:
-            with make_runtime(method=method, store=Path(folder) / "store", budget=options.budget) as runtime:
-                window, model = runtime.window, runtime.model_id.architecture
-                run = _Run(runtime, method, options, cells, done)
-                for length in options.lengths:
-                    if method == "full" and length > FULL_REACH * window:
-                        done.step(f"full at {length:,} is left out", options.samples * options.depths)
-                        continue
-                    for sample in range(options.samples):
-                        run.haystack(length, sample, depths)
-    return _report(options, model, window, in_window, cells)
+    def _facts(self, rng: random.Random, needles: Sequence[Needle], taken: set[str], told: set[str]) -> Iterator[str]:
+        while True:
+            lines = []
+            for _ in range(PIECE_LINES):
+                needle = rng.choice(needles)
+                name = near_name(rng, needle.name, taken)
+                lines.append(replace(needle, name=name, value=_other_value(rng, needle.field, told)).line(rng))
+            yield "\n".join(lines)
 
 
-def _answers(options: NeedleOptions) -> int:
-    return (len(options.methods) * len(options.lengths) + 1) * options.samples * options.depths
+def near_name(rng: random.Random, name: str, taken: set[str]) -> str:
+    """A name that differs from another in one piece, one character or the number at its end, and is not taken yet; takes it."""
+    while True:
+        kind = rng.randrange(3)
+        if kind == 0:
+            near = data.make_name(rng, like=name)
+        elif kind == 1:
+            at = rng.randrange(len(name))
+            letter = rng.choice(string.digits if name[at].isdigit() else string.ascii_lowercase)
+            near = name[:at] + letter + name[at + 1 :] if name[at].isalnum() else name
+        else:
+            near = name.rstrip(string.digits) + values.integer(rng)
+        if near not in taken and not data.is_real_name(near):
+            taken.add(near)
+            return near
 
 
-class _Progress:
-    def __init__(self, tell: Progress | None, total: int) -> None:
-        self._tell, self._total, self._done = tell, total, 0
+@dataclass(frozen=True, slots=True)
+class Updated(_OneAnswer):
+    """A fact is told again with another value; the newest is right. Answers with the older value are counted too."""
 
-    def step(self, what: str, count: int = 1) -> None:
-        self._done += count
-        if self._tell is not None:
-            self._tell(self._done, self._total, what)
+    name: ClassVar[str] = "updated"
 
-
-def _in_window(make_runtime: MakeRuntime, options: NeedleOptions, done: _Progress) -> float:
-    """The model's own exact share inside its window: one needle in hay that leaves room for question and answer."""
-    right = asked = 0
-    with tempfile.TemporaryDirectory(prefix="agent-memory-eval-") as folder:
-        with make_runtime(method="full", store=Path(folder) / "store", budget=options.budget) as runtime:
-            room = runtime.window - 4 * options.max_new_tokens
-            for sample in range(options.samples * options.depths):
-                rng = random.Random(f"{options.seed} in window {sample}")  # noqa: S311 - reproducible, not secret
-                stack = make_haystack(rng, room // 2, [rng.random()], _counter(runtime), options.haystack)
-                needle = stack.needles[0]
-                with runtime.session(f"in-window {sample}") as session:
-                    _fill(session, stack)
-                    right += needle.found_in(session.reply(needle.question, max_new_tokens=options.max_new_tokens), options.match)
-                asked += 1
-                runtime.store.delete(f"in-window {sample}")
-                done.step("inside the window")
-    return right / asked
-
-
-def _counter(runtime: Runtime) -> Callable[[str], int]:
-    return lambda text: len(runtime.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _fill(session: Session, stack: Haystack) -> None:
-    for piece in stack.pieces:
-        session.append("tool", piece, name="read", prefill=False)
-    session.prefill()
-
-
-class _Run:
-    """One method's haystacks."""
-
-    def __init__(self, runtime: Runtime, method: str, options: NeedleOptions, cells: dict[Key, Counts], done: _Progress) -> None:
-        self.runtime, self.method, self.options, self.cells, self.done = runtime, method, options, cells, done
-
-    def haystack(self, length: int, sample: int, depths: Sequence[float]) -> None:
-        """Fill one haystack, and ask every needle once."""
-        options, key = self.options, f"{self.method} {length} {sample} {self.options.seed} {self.options.depths}"
-        results = _resumed(options.resume, key)
-        if results is None:
-            rng = random.Random(f"{options.seed} {length} {sample}")  # noqa: S311 - the same hay for every method
-            stack = make_haystack(rng, length, list(depths), _counter(self.runtime), options.haystack)
-            results = self._ask_all(stack, f"{self.method} {length} {sample}")
-            _keep(options.resume, key, results)
-        for depth, counts in zip(depths, results, strict=True):
-            _add(self.cells.setdefault((self.method, length, depth), Counts()), counts)
-            self.done.step(f"{self.method} at {length:,}")
-
-    def _ask_all(self, stack: Haystack, name: str) -> list[Counts]:
-        results, started = [], time.perf_counter()
-        with self.runtime.session(name) as session:
-            _fill(session, stack)
-            filling = (time.perf_counter() - started) / len(stack.needles)
-            for index, needle in enumerate(stack.needles):
-                counts = self._ask(session, needle, f"{name}/{index}")
-                counts.seconds += filling
-                results.append(counts)
-        self.runtime.store.delete(name)
-        return results
-
-    def _ask(self, session: Session, needle: Needle, fork: str) -> Counts:
-        child, started = session.fork(fork), time.perf_counter()
-        try:
-            said = child.reply(needle.question, max_new_tokens=self.options.max_new_tokens)
-            recall = child.last_recall
-            return Counts(
-                asked=1,
-                right=int(needle.found_in(said, self.options.match)),
-                keys_scored=0 if recall is None else recall.keys_scored,
-                blocks_read=0 if recall is None else recall.blocks,
-                seconds=time.perf_counter() - started,
-            )
-        finally:
-            child.close(keep=False)
-            self.runtime.store.delete(fork)
-
-
-def _add(cell: Counts, counts: Counts) -> None:
-    for name, value in asdict(counts).items():
-        setattr(cell, name, getattr(cell, name) + value)
-
-
-def _resumed(file: Path | None, key: str) -> list[Counts] | None:
-    if file is None or not file.exists():
-        return None
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return next(([Counts(**counts) for counts in row["counts"]] for row in rows if row["key"] == key), None)
-
-
-def _keep(file: Path | None, key: str, results: list[Counts]) -> None:
-    if file is not None:
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"key": key, "counts": [asdict(counts) for counts in results]}) + "\n")
-
-
-def _report(
-    options: NeedleOptions, model: str, window: int, in_window: float, cells: dict[tuple[str, int, float], Counts]
-) -> dict[str, Any]:
-    rows = [
-        {"method": m, "length": n, "depth": round(depth, 4), "samples": counts.asked, "exact": counts.right / counts.asked}
-        for (m, n, depth), counts in cells.items()
-    ]
-    summary: dict[str, dict[str, float]] = {}
-    counters: dict[str, dict[str, dict[str, float]]] = {}
-    for method in options.methods:
-        for length in options.lengths:
-            found = [counts for (m, n, _), counts in cells.items() if (m, n) == (method, length)]
-            asked = sum(counts.asked for counts in found)
-            if not asked:
-                continue
-            summary.setdefault(method, {})[str(length)] = sum(counts.right for counts in found) / asked
-            counters.setdefault(method, {})[str(length)] = {
-                "answers": asked,
-                "keys_scored_per_answer": sum(counts.keys_scored for counts in found) / asked,
-                "blocks_read_per_answer": sum(counts.blocks_read for counts in found) / asked,
-                "seconds": round(sum(counts.seconds for counts in found), 2),
-            }
-    return {
-        "task": "needle", "model": model, "window": window, "in_window": in_window, "cells": rows, "summary": summary,
-        "counters": counters, "plot": None,
-    }  # fmt: skip
+    def make(self, rng: random.Random, length: int, depths: Sequence[float], count_tokens: CountTokens, file: Path | None) -> Document:
+        """Hay with each fact twice: the newest at its depth, the older at a random place before it."""
+        made, taken, questions = pile(hay(rng, file), length, count_tokens), set[str](), []
+        for depth in depths:
+            newest = new_needle(rng, depth, taken)
+            older = replace(newest, value=_other_value(rng, newest.field, (newest.value,), apart=True))
+            first, at = made.at(rng.uniform(0, depth)), made.at(depth)
+            spot = made.spot(rng, first)
+            made.put(first, spot, older.line(rng))
+            made.put(at, made.spot(rng, at, spot + 1 if at == first else 0), newest.line(rng))
+            questions.append(_asking(newest, older.value))
+        return _one_by_one(made, questions)

@@ -123,7 +123,7 @@ def test_eval_needle_measures_and_draws(cli: Cli, tiny_model: str, tmp_path: Pat
     options = ("--methods", "recall", "--lengths", "500,1k", "--depths", "1", "--samples", "1", "--model", tiny_model)
     done = cli("eval", "needle", *options, "--plot", "needle.png", "--json")
     report = done.json
-    assert set(report) == {"task", "model", "window", "in_window", "cells", "summary", "counters", "plot"}
+    assert set(report) == {"task", "model", "window", "in_window", "cells", "summary", "interval", "counters", "plot"}
     assert set(report["summary"]) == {"recall"} and set(report["summary"]["recall"]) == {"500", "1000"}
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG") and report["plot"] == "needle.png"
 

@@ -12,11 +12,11 @@ from .reattention import ReAttention
 from .recall import Recall
 from .rerope import LeakyReRoPE, ReRoPE
 from .self_extend import SelfExtend
-from .spec import make
+from .spec import make, read
 from .streaming import Streaming
 from .string import String
 
-__all__ = ["METHODS", "Given", "Method", "Recipe", "Sizes", "derive_sizes", "make_method"]
+__all__ = ["METHODS", "Given", "Method", "Recipe", "Sizes", "check_spec", "derive_sizes", "make_method"]
 
 METHODS: dict[str, Recipe] = {
     "dca": DCA,
@@ -37,6 +37,11 @@ METHODS: dict[str, Recipe] = {
     "string": String(),
 }
 """Recipes by name. A plain name derives what it needs from the trained window; one with a suffix is a paper's own preset."""
+
+
+def check_spec(spec: str) -> None:
+    """Raise ``ConfigError`` for a line that names no method or option, before any model is loaded."""
+    read(spec, METHODS)
 
 
 def make_method(spec: str, window: int, head: int = 0, *, choosers: frozenset[int] | None = None, backend: str = "auto") -> Method:

@@ -27,11 +27,21 @@ def make(spec: str, recipes: Mapping[str, Recipe], given: Given) -> Method:
     Raises:
         ConfigError: no such method or option, a value of the wrong type, or one the model does not allow.
     """
-    first, *others = spec.split("+")
-    if len(others) > 1:
+    first, *others = read(spec, recipes)
+    method = dataclasses.replace(first.make(given), name=spec)
+    return _combined(method, others[0].make(given)) if others else method
+
+
+def read(spec: str, recipes: Mapping[str, Recipe]) -> list[Recipe]:
+    """The one or two recipes a line names, with their options.
+
+    Raises:
+        ConfigError: no such method or option, or a value of the wrong type.
+    """
+    parts = spec.split("+")
+    if len(parts) > 2:
         raise ConfigError(f"method {spec!r}: one selection and one position map go together, as in 'recall+rerope'")
-    method = dataclasses.replace(_recipe(first, recipes).make(given), name=spec)
-    return _combined(method, _recipe(others[0], recipes).make(given)) if others else method
+    return [_recipe(part, recipes) for part in parts]
 
 
 def _combined(selection: Method, positions: Method) -> Method:

@@ -1,0 +1,283 @@
+"""Asking a public benchmark's questions: each context is prefilled once a method, each question asked on a fork that is dropped.
+
+Knows Runtimes, Sessions, and the four benchmarks by name; does not know their formats or how an answer is judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError
+from ...runtime import Runtime
+from ...session import Session
+from ...types import Budget
+from ..fork import asked_on_a_fork
+from . import infinitebench, leval, locomo, longbench
+from .base import Benchmark, Item
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "longbench": longbench.BENCHMARK,
+    "leval": leval.BENCHMARK,
+    "infinitebench": infinitebench.BENCHMARK,
+    "locomo": locomo.BENCHMARK,
+}
+
+MakeRuntime = Callable[..., Runtime]
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkOptions:
+    """What to ask.
+
+    Attributes:
+        name: of the benchmark: ``longbench``, ``leval``, ``infinitebench`` or ``locomo``.
+        files: its files.
+        methods: by name.
+        limit: questions of each data set, the first ones; all by default.
+        truncate: ``none``, or ``middle:N``: of a longer prompt the first and the last half of N tokens, as the papers do.
+        max_new_tokens: tokens an answer may have, instead of the authors' number for each data set.
+        budget: bytes for each Tier.
+        resume: file that keeps the answers, so that a run that was stopped goes on.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    methods: tuple[str, ...] = ("recall", "streaming")
+    limit: int | None = None
+    truncate: str = "none"
+    max_new_tokens: int | None = None
+    budget: Budget = field(default_factory=Budget)
+    resume: Path | None = None
+
+
+def run_benchmark(make_runtime: MakeRuntime, options: BenchmarkOptions, progress: Progress | None = None) -> dict[str, Any]:
+    """Ask every question with every method, and return a JSON object.
+
+    Its keys are ``task``, ``model``, ``window`` (tokens), ``truncate``, ``summary`` (method to data set to score, 0 to 100), ``counts``
+    (data set to questions) and ``metrics`` (data set to metric). All files are read once before the first question, so that a wrong
+    file, or a package that a metric needs, is named at the start.
+
+    Args:
+        make_runtime: ``make_runtime(method=, store=, budget=)`` gives a Runtime.
+        options: what to ask.
+        progress: told answers given, answers to give, and what is being done.
+
+    Raises:
+        ConfigError: an unknown benchmark, a wrong file, or an option that cannot be.
+    """
+    benchmark = _checked(options)
+    counts, metrics = _plan(benchmark, options)
+    tally = _Tally(counts, counts.total() * len(options.methods), progress)
+    model, window = "", 0
+    for method in options.methods:
+        with tempfile.TemporaryDirectory(prefix="agent-memory-eval-") as folder:
+            with make_runtime(method=method, store=Path(folder) / "store", budget=options.budget) as runtime:
+                model, window = runtime.model_id.architecture, runtime.window
+                for item, said in _answers(runtime, method, benchmark, options):
+                    tally.add(method, item.dataset, benchmark.metrics[item.metric](said, item))
+    return {
+        "task": options.name, "model": model, "window": window, "truncate": options.truncate, "summary": tally.summary(),
+        "counts": dict(counts), "metrics": metrics,
+    }  # fmt: skip
+
+
+def _checked(options: BenchmarkOptions) -> Benchmark:
+    """The benchmark, if the options can be."""
+    if options.name not in BENCHMARKS:
+        raise ConfigError(f"benchmark {options.name!r} is unknown; there are {', '.join(BENCHMARKS)}")
+    if not options.files:
+        raise ConfigError(f"name at least one file of {options.name}")
+    if (options.limit is not None and options.limit < 1) or (options.max_new_tokens is not None and options.max_new_tokens < 1):
+        raise ConfigError("limit and max_new_tokens must be at least 1")
+    tokens_kept(options.truncate)
+    return BENCHMARKS[options.name]
+
+
+def _plan(benchmark: Benchmark, options: BenchmarkOptions) -> tuple[Counter[str], dict[str, str]]:
+    """How many questions each data set has, and its metric."""
+    counts: Counter[str] = Counter()
+    metrics: dict[str, str] = {}
+    for item in _items(benchmark, options):
+        if item.dataset not in counts:
+            benchmark.metrics[item.metric]("", item)  # a package that is missing is better missed now than after hours
+        if metrics.setdefault(item.dataset, item.metric) != item.metric:
+            raise ConfigError(f"data set {item.dataset!r} mixes metrics {metrics[item.dataset]} and {item.metric}, at {item.id}")
+        counts[item.dataset] += 1
+    if not counts:
+        raise ConfigError(f"there are no questions to ask in {', '.join(str(file) for file in options.files)}")
+    return counts, metrics
+
+
+def _items(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
+    taken: Counter[str] = Counter()
+    for file in options.files:
+        for item in benchmark.read(file):
+            taken[item.dataset] += 1
+            if options.limit is None or taken[item.dataset] <= options.limit:
+                yield item
+
+
+class _Tally:
+    """Sums of the parts of scores."""
+
+    def __init__(self, counts: Counter[str], total: int, tell: Progress | None) -> None:
+        self._counts, self._total, self._tell, self._done = counts, total, tell, 0
+        self._sums: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, method: str, dataset: str, parts: Sequence[float]) -> None:
+        sums = self._sums.setdefault(method, {}).setdefault(dataset, [0.0] * len(parts))
+        sums[:] = [old + new for old, new in zip(sums, parts, strict=True)]
+        self._done += 1
+        if self._tell is not None:
+            self._tell(self._done, self._total, f"{method}, {dataset}")
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Method to data set to score, 0 to 100: the geometric mean of the means of its parts."""
+        return {
+            method: {
+                name: round(100 * math.prod(part / self._counts[name] for part in sums) ** (1 / len(sums)), 4)
+                for name, sums in sets.items()
+            }
+            for method, sets in self._sums.items()
+        }
+
+
+def _answers(runtime: Runtime, method: str, benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[tuple[Item, str]]:
+    """Every question and its answer; those that follow each other with the same context share it."""
+    kept = _Kept(options, method, runtime)
+    groups = groupby(_items(benchmark, options), key=lambda item: (item.system, item.pieces))
+    for number, ((system, pieces), questions) in enumerate(groups):
+        group = list(questions)
+        pieces = cut_middle(pieces, [item.question for item in group], runtime.tokenizer, tokens_kept(options.truncate))
+        context = _digest("\0".join([system or "", *pieces]))
+        known = [(item, kept.answer(context, item)) for item in group]
+        yield from ((item, said) for item, said in known if said is not None)
+        left = [item for item, said in known if said is None]
+        if left:
+            with _filled(runtime, f"{options.name} {number}", system, pieces) as session:
+                for item in left:
+                    longest = options.max_new_tokens or item.max_new_tokens
+                    with asked_on_a_fork(runtime, session, f"{session.name}/{item.id}") as child:
+                        said = child.reply(item.question, max_new_tokens=longest, stop=item.stop)
+                    kept.add(context, item, said)
+                    yield item, said
+
+
+@contextmanager
+def _filled(runtime: Runtime, name: str, system: str | None, pieces: Sequence[str]) -> Iterator[Session]:
+    """A Session that holds a context, deleted in the end."""
+    session = runtime.session(name)
+    try:
+        if system is not None:
+            session.configure(system=system)
+        for piece in pieces:
+            session.append("user", piece, prefill=False)
+        session.prefill()
+        yield session
+    finally:
+        session.close(keep=False)
+        runtime.store.delete(name)
+
+
+def tokens_kept(truncate: str) -> int | None:
+    """N of ``middle:N``; nothing for ``none``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    found = re.fullmatch(r"none|middle:(\d{1,9})", truncate)
+    if found is None or found[1] in ("0", "1"):
+        raise ConfigError(f"truncate={truncate!r}: write none, or middle:N for the first and last half of N tokens, N at least 2")
+    return int(found[1]) if found[1] else None
+
+
+def cut_middle(pieces: tuple[str, ...], questions: Sequence[str], tokenizer: Any, tokens: int | None) -> tuple[str, ...]:
+    """Pieces without the middle of the prompt they make with the longest of the questions; questions are never cut.
+
+    ``pred.py`` of LongBench and ``truncate_by_tokens`` of InfiniteBench, which cut the same tokens of the same text: tokens are counted
+    over the whole prompt, with the special tokens the tokenizer adds.
+
+    Args:
+        pieces: of the context.
+        questions: all that share it.
+        tokenizer: a transformers tokenizer that knows where its tokens stand in a text.
+        tokens: that may stay; nothing leaves all.
+    """
+    if tokens is None or not pieces:
+        return pieces
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"truncate=middle:{tokens} needs a fast tokenizer; {type(tokenizer).__name__} does not say where its tokens stand"
+        )
+    longest = max(questions, key=lambda question: len(tokenizer(question, verbose=False)["input_ids"]))
+    whole = "".join([*pieces, longest])
+    places, half = tokenizer(whole, return_offsets_mapping=True, verbose=False)["offset_mapping"], tokens // 2
+    if len(places) <= tokens:
+        return pieces
+    first = places[half - 1][1]
+    last, start, left = max(first, places[-half][0]), 0, []
+    for piece in pieces:
+        stop = start + len(piece)
+        left.append(whole[start : min(first, stop)] + whole[max(last, start) : stop])
+        start = stop
+    return tuple(piece for piece in left if piece.strip())
+
+
+class _Kept:
+    """One method's answers in the file that keeps them, one JSON object a line. Their words are kept, so that they can be judged again."""
+
+    def __init__(self, options: BenchmarkOptions, method: str, runtime: Runtime) -> None:
+        self._file, self._torn = options.resume, False
+        self._run = {
+            "task": options.name, "method": method, "model": _digest(json.dumps(runtime.model_id.to_dict(), sort_keys=True)),
+            "window": runtime.window, "truncate": options.truncate, "max_new_tokens": options.max_new_tokens,
+        }  # fmt: skip
+        self._answers: dict[str, str] = {row["prompt"]: row["answer"] for row in self._rows() if self._run.items() <= row.items()}
+
+    def answer(self, context: str, item: Item) -> str | None:
+        """What was answered to a question after the context with that digest."""
+        return self._answers.get(context + _digest(item.question))
+
+    def add(self, context: str, item: Item, answer: str) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as out:
+                row = {**self._run, "id": item.id, "prompt": context + _digest(item.question), "answer": answer}
+                out.write("\n" * self._torn + json.dumps(row) + "\n")
+            self._torn = False
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that are whole: where a run was killed, a part of one may stand."""
+        if self._file is None or not self._file.exists():
+            return
+        lines = self._file.read_text(encoding="utf-8", errors="replace").split("\n")
+        self._torn = bool(lines[-1])
+        for number, line in enumerate(lines):
+            row = _object(line)
+            if {"prompt", "answer"} <= row.keys():
+                yield row
+            elif number == 0 and line:
+                raise ConfigError(f"{self._file} keeps no answers of a benchmark; resume needs a file of its own")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,78 @@
+"""``agent-memory eval`` on files: perplexity of texts, a benchmark's questions, and files that are something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent_memory.cli import main
+
+Words = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(list(words))
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def texts(folder: Path) -> list[str]:
+    """Options that name two texts of some 900 tokens."""
+    for name in "ab":
+        (folder / f"{name}.txt").write_text("\n".join(f"{name} port-{number} is {number * 7 % 1000}." for number in range(120)))
+    return ["--file", "a.txt", "--file", "b.txt"]
+
+
+def test_perplexity_of_texts_with_a_picture_and_on_the_same_answers_after_a_stop(cli: Words, tmp_path: Path) -> None:
+    words = ["eval", "perplexity", *texts(tmp_path), "--method", "streaming,dca", "--lengths", "800", "--resume", "done.jsonl"]
+    code, out, _ = cli(*words, "--plot", "p.png", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["task"] == "perplexity" and report["texts"] == 2 and set(report["history"]) == {"streaming", "dca"}
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = cli(*words)
+    assert code == 0 and "last 256 tokens, 800 of history" in out and "to 512" in out
+
+
+def test_a_benchmark_file_is_asked(cli: Words, tmp_path: Path) -> None:
+    row = {
+        "input": "What is the port of web?",
+        "context": "web port: 8080",
+        "answers": ["8080"],
+        "dataset": "hotpotqa",
+        "all_classes": None,
+    }
+    (tmp_path / "hotpotqa.jsonl").write_text(json.dumps({**row, "length": 3, "language": "en", "_id": "0"}) + "\n")
+    words = ["eval", "longbench", "--file", "hotpotqa.jsonl", "--method", "recall", "--samples", "1"]
+    code, out, _ = cli(*words, "--json")
+    report = json.loads(out)
+    assert code == 0 and report["counts"] == {"hotpotqa": 1} and 0 <= report["summary"]["recall"]["hotpotqa"] <= 100
+    code, out, _ = cli(*words)
+    assert code == 0 and "hotpotqa" in out and "recall" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("perplexity",), "--file PATH"),
+        (("perplexity", "--file", "bad.jsonl", "--lengths", "1k,2k"), "texts of one length"),
+        (("perplexity", "--file", "bad.jsonl"), "length=32768 is more than the 8 tokens"),
+        (("longbench", "--file", "bad.jsonl"), "bad.jsonl, line 1"),
+        (("infinitebench", "--file", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("locomo", "--file", "bad.jsonl"), "bad.jsonl"),
+    ],
+)
+def test_a_mistake_is_one_line(cli: Words, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"question": "?"}\n')
+    code, out, err = cli("eval", *words)
+    assert (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1 and message in err
