@@ -93,7 +93,7 @@ def _other_value(rng: random.Random, field: str, told: Collection[str], apart: b
     """A value of the field that was not told; with ``apart``, one that also contains none of those told and is contained in none."""
     while True:
         value = values.value(rng, field)
-        if not any(value == other or (apart and (value in other or other in value)) for other in told):
+        if value not in told and not (apart and any(value in other or other in value for other in told)):
             return value
 
 
