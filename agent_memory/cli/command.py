@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -68,6 +68,12 @@ OUTPUT_OPTIONS: dict[str, Any] = {
     "json": Annotated[bool, typer.Option("--json", help="One JSON object on standard output.", rich_help_panel="Output")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")],
 }
+
+
+class Show(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, doing: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +142,18 @@ class Call:
             yield
 
     @contextmanager
-    def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
-        """``show(done, total)`` of a bar on standard error, silent if that is no terminal."""
+    def progress(self, doing: str = "", *, scaled: bool = False) -> Iterator[Show]:
+        """``show(done, total)`` of a bar on standard error, silent if that is no terminal; ``show(done, total, doing)`` says anew what
+        is being done. ``scaled`` writes large numbers as 64k."""
         from tqdm import tqdm
 
         silent = self.json or not sys.stderr.isatty()
-        with tqdm(desc=doing, disable=silent, file=sys.stderr, leave=False) as bar:
+        with tqdm(desc=doing or None, disable=silent, file=sys.stderr, leave=False, unit_scale=scaled) as bar:
 
-            def show(done: int, total: int) -> None:
+            def show(done: int, total: int, doing: str | None = None) -> None:
                 bar.total = total
+                if doing is not None:
+                    bar.set_description(doing, refresh=False)
                 bar.update(done - bar.n)
 
             yield show

@@ -6,9 +6,7 @@ Knows which measurements there are and how their results are shown; how they are
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from agent_memory.runtime import Runtime
 
 _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
-
-SAMPLES, REACH = 10, 16
-"""Documents for each length, and windows that methods which attend to everything are run to."""
 
 ENOUGH = 20
 """Answers from which on a table shows how far a share could be off."""
@@ -113,21 +108,21 @@ def evaluate(
         files = file_evaluations.FileOptions(tuple(file or ()), _methods(method), length, samples, truncate, seed, reach, resume, plot)
         _evaluate_files(call, task, files)
         return
+    given = {name: value for name, value in (("samples", samples), ("reach", reach)) if value is not None}
     options = EvalOptions(
         methods=_methods(method),
         lengths=_lengths(lengths or "4k,16k,64k"),
         depths=depths,
-        samples=samples or SAMPLES,
         seed=seed,
         match=match,
         haystack=haystack,
-        reach=reach or REACH,
         budget=call.settings.budget,
         resume=resume,
+        **given,
     )
     tasks = make_tasks(_parts(task), style)
     call.quiet_libraries()
-    with _progress(call) as show:
+    with call.progress(scaled=True) as show:
         reports = run_tasks(_runtimes(call), tasks, options, show)
     _draw(reports, plot)
     payload = reports[0] if len(reports) == 1 else {"tasks": reports}
@@ -136,7 +131,7 @@ def evaluate(
 
 def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions) -> None:
     call.quiet_libraries()
-    with _progress(call) as show:
+    with call.progress(scaled=True) as show:
         report = file_evaluations.run_on_files(call, task, options, _runtimes(call), show)
 
     def people() -> None:
@@ -163,22 +158,6 @@ def _runtimes(call: Call) -> Callable[..., Runtime]:
         return open_runtime(call.settings.model_copy(update={"method": method, "store": str(store)}))
 
     return make_runtime
-
-
-@contextmanager
-def _progress(call: Call) -> Iterator[Callable[[int, int, str], None]]:
-    """The bar of ``call.progress``, which also says what is being done."""
-    from tqdm import tqdm
-
-    silent = call.json or not sys.stderr.isatty()
-    with tqdm(disable=silent, file=sys.stderr, leave=False, unit_scale=True) as bar:
-
-        def show(done: int, total: int, doing: str) -> None:
-            bar.total = total
-            bar.set_description(doing, refresh=False)
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _draw(reports: Sequence[dict[str, Any]], plot: Path | None) -> None:

@@ -5,20 +5,15 @@ Knows losses, buckets of positions and intervals; does not know models or files 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from .json_lines import JsonLines
 from .statistics import bootstrap_mean
-
-START = b'{"key": '
-"""How every line of a file of readings begins."""
 
 Bucket = tuple[int, int]
 """Tokens ``[start, stop)`` of a text."""
@@ -45,36 +40,22 @@ def buckets(window: int, length: int) -> list[Bucket]:
 
 
 class Kept:
-    """Readings by key, kept in a file of JSON lines; a last line that was cut off, because the run was killed while writing, is dropped.
+    """Readings by key, kept in a file of JSON lines.
 
     Raises:
         ConfigError: the file is something else.
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file, self._cut_at, self.readings = file, None, dict[str, Reading]()
-        at = 0
-        for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file is not None and file.exists() else (), 1):
-            if not line.endswith(b"\n") and START.startswith(line[: len(START)]):
-                self._cut_at = at
-                break
-            try:
-                row = json.loads(line)
-                self.readings[str(row["key"])] = Reading(**{part: row[part] for part in Reading.__dataclass_fields__})
-            except (ValueError, TypeError, KeyError):
-                raise ConfigError(f"{file}, line {number}: no line of a run that can be gone on with; name a new file for resume") from None
-            at += len(line)
+        self.readings = dict[str, Reading]()
+        self._lines = JsonLines(file, self._take, "no line of a run that can be gone on with; name a new file for resume")
+
+    def _take(self, row: Any) -> None:
+        self.readings[str(row["key"])] = Reading(**{part: row[part] for part in Reading.__dataclass_fields__})
 
     def add(self, key: str, reading: Reading, **facts: str) -> None:
         """Keep one more, with facts for people."""
-        if self._file is None:
-            return
-        if self._cut_at is not None:
-            os.truncate(self._file, self._cut_at)
-            self._cut_at = None
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"key": key, **facts, **asdict(reading)}) + "\n")
+        self._lines.add({"key": key, **facts, **asdict(reading)})
 
 
 def cells(method: str, readings: Sequence[Reading], window: int) -> list[dict[str, Any]]:

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-
-START = b'{"key": '
-"""How every line begins; it tells a line that was cut off from a file that is something else."""
+from .json_lines import JsonLines
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +51,16 @@ class Finished:
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file, self._rows = file, dict[str, list[Answer]]()
-        self._cut_at = self._read(file) if file is not None and file.exists() else None
+        self._rows = dict[str, list[Answer]]()
+        self._lines = JsonLines(
+            file,
+            self._take,
+            "this is no line of measurements that can be gone on with; "
+            "name a file that eval --resume wrote, or one that does not exist yet",
+        )
 
-    def _read(self, file: Path) -> int | None:
-        """Take up every whole line; returns where a line begins that was cut off while it was written, if there is one."""
-        whole, newline, rest = file.read_bytes().rpartition(b"\n")
-        if rest and not START.startswith(rest[: len(START)]):
-            whole, newline, rest = whole + newline + rest, b"", b""
-        for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
-            try:
-                row = json.loads(line)
-                self._rows[_mark(row["key"])] = [_answer(given) for given in row["answers"]]
-            except (ValueError, TypeError, KeyError):
-                raise ConfigError(
-                    f"{file}, line {number}: this is no line of measurements that can be gone on with; "
-                    f"name a file that eval --resume wrote, or one that does not exist yet"
-                ) from None
-        return len(whole) + len(newline) if rest else None
+    def _take(self, row: Any) -> None:
+        self._rows[_mark(row["key"])] = [_answer(given) for given in row["answers"]]
 
     def get(self, key: Mapping[str, Any]) -> list[Answer] | None:
         """The answers about a document; None if it was not asked about yet."""
@@ -80,15 +68,10 @@ class Finished:
 
     def keep(self, key: Mapping[str, Any], answers: Sequence[Answer]) -> None:
         """Add a document."""
-        if self._file is None:
+        if self._lines.file is None:
             return
-        if self._cut_at is not None:
-            os.truncate(self._file, self._cut_at)
-            self._cut_at = None
         self._rows[_mark(key)] = list(answers)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"key": dict(key), "answers": [asdict(answer) for answer in answers]}) + "\n")
+        self._lines.add({"key": dict(key), "answers": [asdict(answer) for answer in answers]})
 
 
 def _mark(key: Mapping[str, Any]) -> str:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from agent_memory.cli import main, measure_commands
+from agent_memory.cli import measure_commands
 from agent_memory.evaluate.run import TASKS, EvalOptions
+from tests.evaluate.tiny import Words
 
-Words = Callable[..., tuple[int, str, str]]
 SMALL = ("--lengths", "400,600", "--depths", "1", "--samples", "1", "--reach", "1")
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main(list(words))
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def test_one_task_is_one_object_with_a_picture(cli: Words, tmp_path: Path) -> None:

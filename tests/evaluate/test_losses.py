@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,6 @@ from agent_memory.model.load import load
 from agent_memory.runtime import Runtime
 from agent_memory.types import Budget
 from tests.evaluate.tiny import MakeRuntime, stock_losses, story, tiny
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakeRuntime]:
-    """Runtimes of the tiny model over one Store."""
-    made: list[Runtime] = []
-
-    def runtime(**options: Any) -> Runtime:
-        made.append(Runtime(*tiny(), **{"store": tmp_path / "store", **options}))
-        return made[-1]
-
-    yield runtime
-    for one in made:
-        one.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import random
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,9 @@ from agent_memory.evaluate.readings import Reading, buckets, history
 from agent_memory.evaluate.statistics import bootstrap_mean
 from agent_memory.runtime import Runtime
 from agent_memory.types import Budget
-from tests.evaluate.tiny import WINDOW, MakeRuntime, stock_losses, story, tiny
+from tests.evaluate.tiny import WINDOW, MakeRuntime, stock_losses, story
 
 LENGTH = 768
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakeRuntime]:
-    """Runtimes of the tiny model over one Store."""
-    made: list[Runtime] = []
-
-    def runtime(**options: Any) -> Runtime:
-        made.append(Runtime(*tiny(), **{"store": tmp_path / "store", **options}))
-        return made[-1]
-
-    yield runtime
-    for one in made:
-        one.close()
 
 
 @pytest.fixture

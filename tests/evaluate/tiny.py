@@ -16,6 +16,8 @@ from agent_memory.runtime import Runtime
 
 WINDOW = 256
 MakeRuntime = Callable[..., Runtime]
+Words = Callable[..., tuple[int, str, str]]
+"""Runs ``agent-memory WORD...``; exit code, standard output, standard error."""
 
 
 @cache

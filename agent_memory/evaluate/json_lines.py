@@ -1,0 +1,54 @@
+"""What a run has done, kept in a file of JSON lines, so that a run that was stopped goes on where it was.
+
+Knows lines and how the last one looks when a run was killed while writing it; does not know what they say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+START = b'{"key": '
+"""How every line begins; it tells a line that was cut off from a file that is something else."""
+
+
+class JsonLines:
+    """Rows of a file, each written through at once. A last line that was cut off is dropped with the next row.
+
+    Args:
+        file: where they are kept; None keeps nothing.
+        take: given every row that is there; raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is none.
+        otherwise: what is said of a line that is none, and what to do.
+
+    Raises:
+        ConfigError: the file is something else; it stays as it is.
+    """
+
+    def __init__(self, file: Path | None, take: Callable[[Any], None], otherwise: str) -> None:
+        self.file, self._cut_at = file, None
+        at = 0
+        for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file is not None and file.exists() else (), 1):
+            if not line.endswith(b"\n") and START.startswith(line[: len(START)]):
+                self._cut_at = at
+                break
+            try:
+                take(json.loads(line))
+            except (ValueError, TypeError, KeyError):
+                raise ConfigError(f"{file}, line {number}: {otherwise}") from None
+            at += len(line)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, whose first item is ``key``."""
+        if self.file is None:
+            return
+        if self._cut_at is not None:
+            os.truncate(self.file, self._cut_at)
+            self._cut_at = None
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
