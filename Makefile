@@ -4,8 +4,9 @@ SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+TRITON := .venv/.triton
 
-.PHONY: install demo test check
+.PHONY: install demo test test-gpu aot check
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -20,8 +21,24 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/agent-memory demo $(ARGS)
 
-test: install
+# Kernels are tested in Triton's interpreter and compiled ahead of time by two versions of it; it comes for Linux only.
+$(TRITON): constraints.txt | $(STAMP)
+	if [ "$$(uname -s)" = Linux ]; then \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt triton && \
+		$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target .venv/triton-3.6 triton==3.6.0; \
+	fi
+	@touch $@
+
+test: install $(TRITON)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+
+aot: install $(TRITON)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m aot tests/kernels $(ARGS)
+
+test-gpu: install $(TRITON)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(BIN)/python -m pytest -q -rs tests/kernels $(ARGS); \
+	else echo "skipped: torch finds no CUDA device here, so no kernel can run for real (make test runs them in the interpreter)"; fi
 
 check: install
 	$(BIN)/ruff check .

@@ -1,18 +1,58 @@
 """Tensor operations of memory attention: tensors in, tensors out.
 
 Knows torch (and, where it is there, triton); knows nothing of models, Sessions, Tiers or files.
-``operations()`` is the one place where an implementation is chosen.
+``operations()`` and, for keys that lie in pages, ``paged()`` are the places where an implementation is chosen.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from . import fused, reference
+from .chosen import Candidates, candidate_blocks, certified_blocks, most_named, top_tokens
+from .errors import KernelError
+from .paging import (
+    FARTHEST,
+    Codes,
+    LogitRule,
+    PagedOperations,
+    Pages,
+    Placed,
+    Pool,
+    Regions,
+    Rotation,
+    Timeline,
+    Workspace,
+)
+from .reference import paged as paged_reference
 
-__all__ = ["Operations", "operations"]
+__all__ = [
+    "FARTHEST",
+    "Candidates",
+    "Codes",
+    "KernelError",
+    "LogitRule",
+    "Operations",
+    "PagedOperations",
+    "Pages",
+    "Placed",
+    "Pool",
+    "Regions",
+    "Rotation",
+    "Timeline",
+    "Workspace",
+    "candidate_blocks",
+    "certified_blocks",
+    "most_named",
+    "operations",
+    "paged",
+    "top_tokens",
+]
 
 
 class Operations(Protocol):
@@ -26,11 +66,15 @@ class Operations(Protocol):
         """The best product each query has with any key of each Block."""
         ...
 
+    def block_bounds(self, queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:
+        """The best product each query has with any key of each Block, and how far it can be from the true one."""
+        ...
+
     def vote(self, scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
         """One vote a candidate, from the scores all queries gave it."""
         ...
 
-    def echo(self, scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float) -> Tensor:
+    def echo(self, scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float, follows: Tensor | None = None) -> Tensor:
         """Normalised scores of each query, in part of the queries before it."""
         ...
 
@@ -70,3 +114,26 @@ def operations(backend: str = "auto") -> Operations:
     if backend == "torch":
         return reference
     raise ValueError(f"no kernel backend named {backend!r}; choose 'auto' or 'torch'")
+
+
+def paged(backend: str = "auto", device: torch.device | str = "cpu") -> PagedOperations:
+    """Return the paged operations named ``backend`` for tensors on ``device``.
+
+    ``"triton"`` runs kernels, and ``"torch"`` the plain definition. ``"auto"`` takes kernels on a CUDA device and the definition on any
+    other; it does not go back to the definition where a CUDA machine lacks triton.
+
+    Raises:
+        KernelError: no such backend, or kernels cannot run there.
+    """
+    device = torch.device(device)
+    if backend not in ("auto", "torch", "triton"):
+        raise KernelError(f"no paged backend named {backend!r}; choose 'auto', 'torch' or 'triton'")
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return paged_reference
+    if importlib.util.find_spec("triton") is None:
+        raise KernelError("backend 'triton' needs triton, which is not installed; pip install triton, or choose 'torch'")
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        raise KernelError(f"backend 'triton' runs on a CUDA device, not on {device.type!r}; choose 'torch', or set TRITON_INTERPRET=1")
+    from . import device as kernels
+
+    return kernels

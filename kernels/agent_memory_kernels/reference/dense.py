@@ -14,15 +14,8 @@ EMPTY = float("-inf")
 LEAST_SHARE = 1e-4
 """Share of a query's vote below which a candidate counts as not found by it."""
 
-BLOCKS_AT_ONCE = 128
-"""Blocks in one product at most. Few shapes, since a CPU keeps a compiled kernel for each one it has seen."""
-
-
 RUN = 32
 """Votes that are looked at together when the best of many are sought."""
-
-ROWS = 32
-"""Queries of a scan are filled up to a multiple of this, so that a pass over integers has no remainder."""
 
 
 def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -37,54 +30,6 @@ def score(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         ``[G, S, m, n]`` fp32.
     """
     return torch.matmul(queries.float() * scale, keys.float().transpose(-1, -2))
-
-
-def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale: float) -> Tensor:
-    """The best product each query has with any key of each Block, both in 8 bits; the products themselves are never all held.
-
-    Integers have one result whatever the order and the shape of the sums, so what is chosen does not depend on how keys are cut.
-
-    Args:
-        queries: ``[S, rows, d]``, not rotated; each is rounded to 127 steps of its own.
-        keys: for each key head, pairs that follow each other: int8 ``[*, block, d]``, and the fp32 step ``[*]`` of each Block's grid.
-        scale: logit factor.
-
-    Returns:
-        ``[S, rows, blocks]`` fp32.
-    """
-    heads, rows, _ = queries.shape
-    asked = torch.nn.functional.pad(queries.float(), (0, 0, 0, -rows % ROWS))
-    unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
-    whole = (asked / unit).round_().to(torch.int8).transpose(1, 2)
-    blocks = sum(len(part) for part, _ in keys[0])
-    best = torch.empty((blocks, asked.shape[1]), dtype=torch.int32, device=queries.device)
-    out = torch.empty((heads, rows, blocks), device=queries.device)
-    for head in range(heads):
-        _best_of_blocks(whole[head], [part for part, _ in keys[head]], best)
-        torch.mul(best[:, :rows].transpose(0, 1), torch.cat([steps for _, steps in keys[head]]), out=out[head])
-    return out.mul_(unit[:, :rows] * scale)
-
-
-def _best_of_blocks(queries: Tensor, keys: list[Tensor], best: Tensor) -> None:
-    """Write the largest products of ``queries`` int8 ``[d, rows]`` with each Block's keys to ``best`` int32 ``[blocks, rows]``."""
-    done, rows = 0, queries.shape[1]
-    for part in keys:
-        count, size, dim = part.shape
-        step, flat = min(BLOCKS_AT_ONCE, count), part.reshape(-1, dim)
-        products = torch.empty((step * size, rows), dtype=torch.int32, device=queries.device)
-        for at in range(0, count, BLOCKS_AT_ONCE):
-            first = min(at, count - step)  # the last chunk overlaps: products of one shape share one compiled kernel
-            _multiply(flat[first * size : (first + step) * size], queries, products)
-            torch.amax(products.view(step, size, rows), 1, out=best[done + first : done + first + step])
-        done += count
-
-
-def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """int32 product of int8 matrices."""
-    if left.device.type == "cpu":
-        torch._int_mm(left, right, out=out)
-    else:
-        out.copy_(left.float() @ right.float())  # exact: a sum of d products of 7 bits each stays below 2**24
 
 
 def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
@@ -108,7 +53,7 @@ def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
     return best.masked_fill_(~candidates.expand_as(best), EMPTY)
 
 
-def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float) -> Tensor:
+def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float, follows: Tensor | None = None) -> Tensor:
     """Votes of queries that speak for themselves and, in part, for the queries just before them.
 
     A query's score is its normalised one plus ``weight`` times the mean log share that the last ``window`` queries gave the same
@@ -121,13 +66,15 @@ def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: f
         asking: how many of the last rows vote.
         window: queries that are heard, the row's own with them.
         weight: how loud the earlier ones are.
+        follows: bool ``[n]``: which candidates come right after the one before them in the list; None is all of them.
 
     Returns:
         ``[G, S, asking, n]`` fp32, ``-inf`` where not a candidate.
     """
     scores.masked_fill_(~candidates[:, :, None, :], EMPTY)
     shares = torch.softmax(scores, dim=-1).add_(LEAST_SHARE).log_()
-    shares[..., 1:] = torch.maximum(shares[..., 1:], shares[..., :-1])
+    before = shares[..., :-1] if follows is None else shares[..., :-1].masked_fill(~follows[1:], EMPTY)
+    shares[..., 1:] = torch.maximum(shares[..., 1:], before)
     rows = torch.arange(scores.shape[2], device=scores.device)
     heard = (rows <= rows[-asking:, None]) & (rows > rows[-asking:, None] - window)
     weights = heard.float() * weight / heard.sum(1, keepdim=True)

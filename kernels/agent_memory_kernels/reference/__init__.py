@@ -1,0 +1,34 @@
+"""Plain-torch definitions: ``dense`` for tensors that lie in one piece, ``paged`` for pools of pages. Re-exports the dense ones."""
+
+from .dense import (
+    EMPTY,
+    LEAST_SHARE,
+    RUN,
+    attend,
+    attend_alone,
+    column_mass,
+    echo,
+    merge,
+    score,
+    select,
+    vote,
+)
+from .scan import BLOCKS_AT_ONCE, ROWS, block_bounds, block_maxima
+
+__all__ = [
+    "BLOCKS_AT_ONCE",
+    "EMPTY",
+    "LEAST_SHARE",
+    "ROWS",
+    "RUN",
+    "attend",
+    "attend_alone",
+    "block_bounds",
+    "block_maxima",
+    "column_mass",
+    "echo",
+    "merge",
+    "score",
+    "select",
+    "vote",
+]
