@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TRITON := .venv/.triton
 
-.PHONY: install demo test test-gpu aot check
+.PHONY: install demo test test-gpu aot bench check
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -31,6 +31,9 @@ $(TRITON): constraints.txt | $(STAMP)
 
 test: install $(TRITON)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+
+bench: install
+	OMP_NUM_THREADS=1 $(BIN)/agent-memory bench --csv docs/benchmarks/figures.csv --plot docs/benchmarks/ratios.png $(ARGS)
 
 aot: install $(TRITON)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m aot tests/kernels $(ARGS)

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from agent_memory.errors import ConfigError
 from agent_memory.memory.sizes import parse_size
-from agent_memory.types import Budget
+from agent_memory.types import Budget, ColdKind
 
 PREFIX = "AGENT_MEMORY_"
 TOML_FILE = "agent-memory.toml"
@@ -40,6 +40,8 @@ class Settings(BaseSettings):
         method: how memory takes part in attention.
         device: bytes the device Tier may hold; sizes may be written ``"8GiB"``.
         host: bytes the host Tier may hold.
+        cold: how Blocks on the host are held: as they are, or approximately in 8 or 4 bits a number.
+        prefetch: whether Blocks that will be wanted soon are read from disk in the background.
         window: tokens the model may attend to at once; None is what it was trained for.
         dtype: torch dtype of the weights; None is the checkpoint's own.
         device_map: where the weights go, as in transformers.
@@ -58,6 +60,8 @@ class Settings(BaseSettings):
     method: Text = "recall"
     device: Size = 256 << 20
     host: Size = 256 << 20
+    cold: ColdKind = "exact"
+    prefetch: bool = True
     window: Annotated[int, Field(ge=1)] | None = None
     dtype: DtypeName | None = None
     device_map: Text | None = None
@@ -94,7 +98,7 @@ class Settings(BaseSettings):
     @property
     def budget(self) -> Budget:
         """The byte budgets of the Tiers."""
-        return Budget(device=self.device, host=self.host)
+        return Budget(device=self.device, host=self.host, cold=self.cold, prefetch=self.prefetch)
 
 
 def _refuse_unknown_variables(settings: type[Settings]) -> None:

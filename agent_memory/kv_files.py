@@ -17,7 +17,13 @@ from .store.segments import SegmentRow, TensorBytes
 from .store.timeline import Timeline
 from .types import SEGMENT_BLOCKS
 
-DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.int32: "I32",
+}
 """safetensors names of the dtypes we store."""
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -48,11 +54,9 @@ class SegmentFiles:
 
     def read_kv(self, layer: int, blocks: np.ndarray, out: Tensor) -> np.ndarray:
         """Fill ``out [n, 2, Hk, 32, d]`` with Blocks read from disk; bool ``[n]``, False where a Block is damaged."""
-        raw = np.empty((len(blocks), out[0].numel() * out.element_size()), dtype=np.uint8)
-        bad = self._timeline.read_blocks(f"layers.{layer}.kv", blocks.tolist(), raw)
-        out.copy_(torch.from_numpy(raw).view(out.dtype).reshape(out.shape))
         whole = np.ones(len(blocks), dtype=bool)
-        whole[bad] = False
+        if len(blocks):
+            whole[self._timeline.read_blocks(f"layers.{layer}.kv", blocks.tolist(), out.view(-1).view(torch.uint8).numpy())] = False
         return whole
 
     def flush(self, kv: SessionKV, final: int, *, whole: bool = True) -> None:
@@ -82,7 +86,7 @@ class SegmentFiles:
         """First Block of the own Segment that ends, short, at ``saved`` and is superseded by a longer one; else ``saved``."""
         if saved % SEGMENT_BLOCKS == 0:
             return saved
-        last = self._timeline.segments()[-1]
+        last = self._timeline.segment_at(saved - 1)
         return last.first_block if self._timeline.owns(last) and last.first_block // SEGMENT_BLOCKS == saved // SEGMENT_BLOCKS else saved
 
     def save_tail(self, kv: SessionKV) -> None:

@@ -9,12 +9,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from .attention.trace import Trace
+from .memory.shelf import APPROXIMATE
 from .types import BLOCK_TOKENS, Recall, RecalledTurn, TierName
 
 if TYPE_CHECKING:
     from .store.timeline import Timeline
 
-TIERS: tuple[TierName, ...] = ("device", "host", "disk")
+TIERS: tuple[TierName, ...] = ("device", "host", "disk", "host-int8", "host-int4")
+"""The Tiers as a Trace counts them."""
 SNIPPET = 240
 """Characters of a turn's text that a Recall repeats."""
 MOST_TURNS = 32
@@ -50,11 +52,12 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
     tiers: Counter[str] = Counter(TIERS[tier] for tier in trace.tiers.values())
     return Recall(
         turns=tuple(hits),
-        exact=trace.exact,
+        exact=trace.exact and not any(tier in APPROXIMATE for tier in trace.tiers.values()),
         certified=trace.certified,
         selections=trace.selections,
         blocks=len(trace.tiers),
         keys_scored=trace.keys_scored,
+        keys_rescored=trace.keys_rescored,
         tiers=dict(tiers),
         damaged=tuple(sorted(trace.damaged)),
     )

@@ -252,16 +252,15 @@ class Runtime:
             sink,
             keep,
             recalling,
-            every_key=method.selector.needs_every_key,
-            least=least,
-            representatives=method.selector.representatives,
-            query_heads=tuple(layer.query_heads for layer in self.attachment.layers),
+            method.selector.keeps,
+            least,
+            tuple(layer.query_heads for layer in self.attachment.layers),
         )
 
     @staticmethod
     def _unsettled(method: Method) -> int:
         """Tokens at the end that cannot be written yet, since their block is still in the local window."""
-        plan = method.selector.representatives
+        plan = method.selector.keeps.representatives
         return 0 if plan is None else plan.local + plan.block
 
     def _least_blocks(self) -> int:
@@ -273,6 +272,7 @@ class Runtime:
     def close(self) -> None:
         """Take the hooks off the model and close the Store if it was opened here."""
         self.attachment.detach()
+        self.cache.close()
         if self._owns_store:
             self.store.close()
 

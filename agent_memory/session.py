@@ -131,6 +131,8 @@ class Session:
         """:meth:`append` for a whole message, with tool calls."""
         with self._held():
             turn = self._conversation.append(message)
+            if message.role == "user" and self._engine is not None:
+                self._engine.kv.ahead.again()
             if prefill:
                 self._engine_now().catch_up(self._timeline.token_count, progress)
             return Receipt(turn.index, turn.tokens, durable=True)

@@ -19,7 +19,8 @@ GROUP_TOKENS = 16
 """Queries that share one selection, on an absolute grid."""
 
 Role = Literal["system", "user", "assistant", "tool"]
-TierName = Literal["device", "host", "disk"]
+TierName = Literal["device", "host", "disk", "host-int8", "host-int4"]
+ColdKind = Literal["exact", "int8", "int4"]
 Certificate = Literal["memory", "survivors", "no"]
 
 
@@ -27,12 +28,19 @@ Certificate = Literal["memory", "survivors", "no"]
 class Budget:
     """Bytes a Tier may hold. Sizes are ints, or strings such as ``"8GiB"``.
 
-    ``device`` is the slot pool attention reads from (on a CPU it is ordinary memory), ``host`` holds summaries, key sketches and,
-    with a GPU, spilled Blocks. Disk is not bounded.
+    ``device`` is the slot pool attention reads from (on a CPU it is ordinary memory), ``host`` holds summaries, key sketches,
+    windows and, with a GPU, spilled Blocks. Disk is not bounded.
+
+    ``cold`` says how spilled Blocks are held: ``exact``, or in 8 or 4 bits a number (``int8``, ``int4``), so that more of them stay
+    in memory, on a CPU too. Those are approximate: replies may read them, and then say so; nothing that is kept is made from them.
+
+    ``prefetch`` has Blocks that will be wanted soon read from disk in the background.
     """
 
     device: int | str = "256MiB"
     host: int | str = "256MiB"
+    cold: ColdKind = "exact"
+    prefetch: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +150,9 @@ class Recall:
     ``exact`` is True only if every selection of the reply is the one the same rule makes over every stored key in fp32.
     ``certified`` says over what the top Blocks were proven (``memory``, ``survivors`` or ``no``). ``damaged`` lists Blocks that
     were wanted and could not be trusted; they were left out. ``selections`` counts (layer, KV head, group); ``blocks`` the
-    distinct Blocks read; ``keys_scored`` the key vectors scored.
+    distinct Blocks read; ``keys_scored`` the key vectors scored; ``keys_rescored`` the tokens whose true keys were
+    read to prove the choice. A Block read from ``host-int8`` or ``host-int4`` was approximate (see :class:`Budget`), and then
+    ``exact`` is False.
     """
 
     turns: tuple[RecalledTurn, ...] = ()
@@ -151,6 +161,7 @@ class Recall:
     selections: int = 0
     blocks: int = 0
     keys_scored: int = 0
+    keys_rescored: int = 0
     tiers: Mapping[str, int] = field(default_factory=dict)
     damaged: tuple[int, ...] = ()
 

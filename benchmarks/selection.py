@@ -24,7 +24,7 @@ from agent_memory.attention.methods import Method, derive_sizes
 from agent_memory.attention.selectors import Ask, Selection, WindowSelector
 from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.evaluate.haystack import Needle, make_haystack
-from agent_memory.memory.layer_kv import LayerKV
+from agent_memory.memory.layer_kv import Keeps, LayerKV
 from agent_memory.memory.summary import coarsen, quantise
 from agent_memory.pocket import data
 from agent_memory.runtime import Runtime
@@ -39,8 +39,7 @@ BLOCK, BEST = 32, 7
 class Recorder:
     """A Selector that chooses nothing and keeps every query it was asked with."""
 
-    needs_every_key: bool = True
-    representatives: None = None
+    keeps: Keeps = Keeps(every_key=True)
     asked: dict[int, list[Tensor]] = field(default_factory=dict)
     on: bool = False
 
@@ -77,8 +76,9 @@ def by_keys(queries: Tensor, keys: Tensor, *, part: int = 1, normalise: bool = T
 def by_block_maxima(queries: Tensor, keys: Tensor) -> Tensor:
     """What ``recall`` scans: pooled heads, best key of each Block in 8 bits, normalised over Blocks."""
     rows = queries.mean(0)
-    q8, scale, _ = quantise(keys)
-    best = operations().block_maxima(rows[None], [[coarsen(q8, scale)]], rows.shape[-1] ** -0.5)[0]
+    q8, scale, _ = quantise(keys[:, None])
+    on_grid, step, _ = coarsen(q8, scale, keys[:1].mean(1))
+    best = operations().block_maxima(rows[None], [[(on_grid[:, 0], step[:, 0])]], rows.shape[-1] ** -0.5)[0]
     votes: Tensor = (best - best.logsumexp(-1, keepdim=True)).amax(0)
     return votes
 

@@ -142,7 +142,7 @@ class MemoryStep:
         if sliding is not None:
             return self._dense(rule, q, self.start, self.stop, sliding)
         parts = [q[:, piece.start - self.start : piece.stop - self.start] for piece in self.pieces]
-        if self.method.selector.representatives is not None:
+        if self.method.selector.keeps.representatives is not None:
             return torch.cat([self._weighed(rule, one, part) for one, part in self._one_by_one(parts)])
         recalled = iter(self._recall(rule, [(piece, part) for piece, part in zip(self.pieces, parts, strict=True) if not piece.dense]))
         outputs = [
@@ -243,10 +243,11 @@ class MemoryStep:
         for one, selection in zip(groups, chosen, strict=True):
             selection.check(one.bounds)
             self._chosen[one.first] = selection
+            self.kv.ahead.chosen(rule.index, selection.tokens)
             trace = self._traced(one)
             if trace is not None:
                 trace.lose(self.kv.lost)
-                trace.choose(selection.tokens, one.bounds.block, selection.exact, selection.certified, selection.keys_scored)
+                trace.choose(selection, one.bounds.block)
         return chosen
 
     def _ask(self, rule: LayerRule, groups: _Groups, first: bool) -> Ask:
@@ -270,7 +271,7 @@ class MemoryStep:
         scope = chosen.tokens.shape[1]
         parts_k, parts_v, tokens = [sink[0]], [sink[1]], [sink_tokens[:, None].expand(-1, scope, -1)]
         if chosen.tokens.shape[2]:
-            gathered = self.kv.gather(rule.index, chosen.tokens)
+            gathered = self.kv.gather(rule.index, chosen.tokens, exact=self._traced(groups) is None)
             parts_k.append(gathered.keys)
             parts_v.append(gathered.values)
             tokens.append(chosen.tokens.masked_fill(~gathered.valid, -1))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from torch import Tensor
 
 from ..types import Certificate
+from .selectors import Selection
 
 WEAKER: dict[Certificate, int] = {"memory": 0, "survivors": 1, "no": 2}
 
@@ -33,14 +33,17 @@ class Trace:
         self.exact = True
         self.certified: Certificate = "memory"
         self.keys_scored = 0
+        self.keys_rescored = 0
         self._choices: list[np.ndarray] = []
 
-    def choose(self, tokens: Tensor, block: int, exact: bool, certified: Certificate, keys_scored: int) -> None:
-        """Count one layer's choices ``tokens [G, S, n]`` (-1 padded)."""
+    def choose(self, chosen: Selection, block: int) -> None:
+        """Count one layer's choices."""
+        tokens = chosen.tokens
         self.selections += tokens.shape[0] * tokens.shape[1]
-        self.exact = self.exact and exact
-        self.certified = max(self.certified, certified, key=lambda c: WEAKER[c])
-        self.keys_scored += keys_scored
+        self.exact = self.exact and chosen.exact
+        self.certified = max(self.certified, chosen.certified, key=lambda c: WEAKER[c])
+        self.keys_scored += chosen.keys_scored
+        self.keys_rescored += chosen.keys_rescored
         self._choices.append(tokens.div(block, rounding_mode="floor").flatten(0, 1).cpu().numpy())
 
     def read(self, blocks: np.ndarray, tiers: np.ndarray) -> None:

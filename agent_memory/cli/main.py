@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from agent_memory import __version__
-from agent_memory.cli import measure_commands, model_commands, store_commands
+from agent_memory.cli import bench_command, measure_commands, model_commands, store_commands
 from agent_memory.errors import AgentMemoryError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 model_commands.register(app)
 store_commands.register(app)
 measure_commands.register(app)
+bench_command.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..types import Budget, KVLayout
+from .arrivals import Arrival, Arrivals
+from .beside import Beside, HostBudget
 from .block import BlockSource, kv_dtype
 from .device import SlotPool
 from .host import HostTier
-from .shelf import COUNTED, Reading, Shelf, Wanted
+from .packing import packing_of
+from .shelf import AHEAD, COUNTED, Reading, Shelf, Wanted, in_parts
 from .sizes import parse_size
 from .tier import block_kinds, fit_slots
 from .uids import Uids
@@ -38,8 +41,8 @@ class TieredCache:
         min_blocks: Blocks that one ``reading`` must be able to ask for, however many wait to be saved.
         unsaved_blocks: Blocks that may wait to be saved, at all layers at once.
         unread: layers that recall nothing: their Blocks are there to be saved, and leave first.
-        host_bytes: bytes of spilled Blocks in host memory; by default the host budget with a GPU, nothing on a CPU (where device
-            and host are the same memory).
+        host_bytes: bytes of spilled Blocks in host memory; by default the host budget with a GPU, or where they are packed
+            (``budget.cold``); nothing on a CPU otherwise, where device and host are the same memory.
         poison: fill free slots with NaN, so that a test sees it when one is read.
 
     Raises:
@@ -60,10 +63,15 @@ class TieredCache:
     ) -> None:
         self.layout, self.device = layout, torch.device(device)
         self._dtype, kinds = kv_dtype(layout), block_kinds(layout)
+        packing = packing_of(budget.cold)
         if host_bytes is None:
-            host_bytes = 0 if self.device.type == "cpu" else budget.host
+            host_bytes = 0 if self.device.type == "cpu" and packing is None else budget.host
         device_slots = fit_slots(kinds, parse_size(budget.device), min_blocks=min_blocks, unsaved_blocks=unsaved_blocks)
-        host_slots = fit_slots(kinds, parse_size(host_bytes))
+        host_slots = fit_slots(block_kinds(layout, packing), parse_size(host_bytes))
+        device_bytes = sum(kind.block_bytes * slots for kind, slots in zip(kinds, device_slots, strict=True))
+        packed = block_kinds(layout, packing)
+        reserved = sum(kind.block_bytes * slots for kind, slots in zip(packed, host_slots, strict=True))
+        self._host_budget = HostBudget(parse_size(budget.host), reserved)
         self._shelves = [
             Shelf(
                 SlotPool(
@@ -75,13 +83,31 @@ class TieredCache:
                     device=self.device,
                     poison=poison,
                 ),
-                HostTier(kind.shape, self._dtype, host_slots[i], layers=len(kind.layers), device=self.device, poison=poison),
+                HostTier(
+                    kind.shape, self._dtype, host_slots[i], packing=packing, layers=len(kind.layers), device=self.device, poison=poison
+                ),
+                device_bytes=device_bytes,
+                host_budget=self._host_budget,
             )
             for i, kind in enumerate(kinds)
         ]
         self._place = {layer: (self._shelves[i], row) for i, kind in enumerate(kinds) for row, layer in enumerate(kind.layers)}
         self._uids = Uids()
         self._lock = threading.RLock()
+        place = self._place  # not self: a cache that is in no cycle frees its pools when it is let go
+        self._arrivals = Arrivals(self._lock, lambda wanted, kv: place[wanted.layer][0].land(wanted, kv))
+        self._device_budget = parse_size(budget.device)
+        self.prefetches = budget.prefetch
+
+    def count(self, beside: Beside) -> None:
+        """Count what a Session holds beside Blocks (summaries, windows) against the host budget, until ``discount`` or its end."""
+        with self._lock:
+            self._host_budget.count(beside)
+
+    def discount(self, beside: Beside) -> None:
+        """Count it no more."""
+        with self._lock:
+            self._host_budget.discount(beside)
 
     def allocate(self, n: int) -> np.ndarray:
         """Names for ``n`` new Blocks, int64, each held once."""
@@ -98,6 +124,7 @@ class TieredCache:
         with self._lock:
             # Bytes go before the name does: whatever interrupts this, a name handed out again never finds what it once named.
             gone = self._uids.going(uids)
+            self._arrivals.forget(gone)
             for tier in self._tiers():
                 tier.forget(gone)
             self._uids.release(uids)
@@ -121,7 +148,7 @@ class TieredCache:
             self._uids.expect_alive(uids)
             if (shelf.pool.table.find(row, uids) >= 0).any():
                 raise AssertionError(f"a Block was put twice at layer {layer}; Blocks never change")
-            shelf.make_room(len(uids), self._device_bytes)
+            shelf.make_room(len(uids))
             shelf.pool.put(row, uids, kv, only_copy=True)
 
     def saved(self, uids: np.ndarray) -> None:
@@ -132,7 +159,7 @@ class TieredCache:
                 shelf.pool.table.saved(uids)
 
     @contextmanager
-    def reading(self, layer: int, uids: np.ndarray, blocks: np.ndarray, source: BlockSource) -> Iterator[Reading]:
+    def reading(self, layer: int, uids: np.ndarray, blocks: np.ndarray, source: BlockSource, *, exact: bool = True) -> Iterator[Reading]:
         """Hold Blocks on the device while the ``with`` block runs, bringing those that are elsewhere.
 
         Args:
@@ -140,6 +167,7 @@ class TieredCache:
             uids: int64 ``[n]``, distinct, at most ``max_read(layer)``.
             blocks: int64 ``[n]``, the same Blocks as ``source`` numbers them.
             source: where Blocks in neither Tier come from; called with the cache's lock held.
+            exact: take none that is approximate (``budget.cold``), but read the source for it.
 
         Raises:
             ConfigError: if there is no room for so many at once.
@@ -149,12 +177,41 @@ class TieredCache:
             self._uids.expect_alive(uids)
             if len(np.unique(uids)) != len(uids):
                 raise AssertionError("the Blocks of one reading must be distinct")
-            slots, tiers = shelf.bring(Wanted(layer, row, uids, blocks), source, self._device_bytes)
+            self._arrivals.settle(layer, uids)
+            slots, tiers = shelf.bring(Wanted(layer, row, uids, blocks, exact), source)
         try:
             yield Reading(shelf.pool.index(slots), shelf.pool.data, tiers)
         finally:
             with self._lock:
                 shelf.pool.unpin(slots[slots >= 0])
+
+    def prefetch(self, layer: int, uids: np.ndarray, blocks: np.ndarray, source: BlockSource) -> int:
+        """Have saved Blocks brought up in the background, those that are in no Tier; never waits for one. Arguments as of ``reading``.
+
+        A ``reading`` that comes while a Block is being read waits for it; one that comes before it is its turn reads it itself. They
+        take at most half of the room that is free or may be given up, and what cannot be read is left to whoever asks for it.
+
+        Returns:
+            How many were asked for.
+        """
+        shelf, row = self._place[layer]
+        if not self.prefetches or row in shelf.pool.table.unread or not len(uids):
+            return 0
+        with self._lock:
+            self._uids.expect_alive(uids)
+            which = np.flatnonzero(shelf.missing(row, uids))
+            if not len(which) or not self._arrivals.usable:
+                return 0
+            which = which[~self._arrivals.awaited(layer, uids[which])]
+            which = which[: max(0, shelf.pool.table.available // 2 - len(self._arrivals))]
+            for part in in_parts(which, shelf.pool.block_bytes):
+                shelf.counts["prefetch_asked"] += len(part)
+                self._arrivals.ask(Arrival(Wanted(layer, row, uids[part], blocks[part]), source, shelf.empty))
+            return len(which)
+
+    def close(self) -> None:
+        """End what is read in the background; the cache can be read on."""
+        self._arrivals.close()
 
     def max_read(self, layer: int) -> int:
         """How many Blocks one ``reading`` of this layer may ask for now."""
@@ -162,7 +219,7 @@ class TieredCache:
             return self._place[layer][0].pool.table.available
 
     def resident(self, layer: int, uids: np.ndarray) -> np.ndarray:
-        """bool ``[n]``: True where a Tier of the cache holds the Block, so that no source is needed."""
+        """bool ``[n]``: True where a Tier of the cache holds the Block, exact or not, so that no source is needed."""
         shelf, row = self._place[layer]
         with self._lock:
             found: np.ndarray = (shelf.pool.table.find(row, uids) >= 0) | (shelf.host.table.find(row, uids) >= 0)
@@ -179,16 +236,23 @@ class TieredCache:
         return sum(tier.budget_bytes for tier in self._tiers())
 
     def stats(self) -> dict[str, int]:
-        """Counts since the cache was made (``device_hits``, ``host_hits``, ``disk_reads``, ``damaged``, ``evicted``, ``spilled``), and
-        what is there now (``blocks`` alive, ``pinned`` and ``only_copies`` slots, ``device_bytes``, ``host_bytes`` used)."""
+        """Counts since the cache was made (Blocks read: ``device_hits``, ``host_hits``, ``disk_reads``, and ``prefetch_hits`` that were
+        brought up before; of them ``damaged`` and ``approximate``; moved: ``evicted``, ``spilled``, and of ``prefetch_asked`` those
+        ``prefetched``), and
+        what is there now: ``blocks`` alive, ``pinned`` and ``only_copies`` slots, ``device_bytes`` and ``host_bytes`` of Blocks,
+        ``beside_bytes`` of what Sessions hold beside them, and ``over_budget_bytes`` by which that and the Blocks on the host exceed
+        ``Budget.host``: such a memory works, and takes more than it was given."""
         with self._lock:
-            counts = {name: sum(shelf.counts[name] for shelf in self._shelves) for name in COUNTED}
+            host_bytes = sum(shelf.host.used_bytes for shelf in self._shelves)
+            counts = {name: sum(shelf.counts[name] for shelf in self._shelves) for name in (*COUNTED, *AHEAD)}
             return counts | {
                 "blocks": self._uids.alive,
                 "pinned": sum(shelf.pool.table.pinned for shelf in self._shelves),
                 "only_copies": sum(shelf.pool.table.only_copies for shelf in self._shelves),
                 "device_bytes": sum(shelf.pool.used_bytes for shelf in self._shelves),
-                "host_bytes": sum(shelf.host.used_bytes for shelf in self._shelves),
+                "host_bytes": host_bytes,
+                "beside_bytes": self._host_budget.beside,
+                "over_budget_bytes": self._host_budget.over(host_bytes),
             }
 
     def check(self) -> None:
@@ -201,10 +265,8 @@ class TieredCache:
                     self._uids.expect_alive(tier.table.held_uids())
                 if shelf.host.table.only_copies or shelf.host.table.pinned:
                     raise AssertionError("the host holds an only copy, or somebody still reads from it")
-
-    @property
-    def _device_bytes(self) -> int:
-        return sum(shelf.pool.budget_bytes for shelf in self._shelves)
+            if sum(shelf.pool.budget_bytes for shelf in self._shelves) > self._device_budget:
+                raise AssertionError("the device Tier is larger than its budget")
 
     def _tiers(self) -> list[SlotPool]:
         return [tier for shelf in self._shelves for tier in (shelf.pool, shelf.host)]

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .slots import SlotTable
 
+_ALL_ONES = 255
+"""A byte that unpacks to NaN."""
+
 
 class SlotPool:
     """Slots for Blocks of one shape, least recently used out first.
@@ -45,17 +48,17 @@ class SlotPool:
         self.data = self._reserve((slots, *shape), dtype, torch.device(device))
         self._erase(np.arange(slots))
 
-    def put(self, layer: int, uids: np.ndarray, kv: Tensor, *, only_copy: bool) -> np.ndarray:
+    def put(self, layer: int, uids: np.ndarray, kv: Tensor, *, only_copy: bool, origin: int = 0) -> np.ndarray:
         """Take a copy of Blocks ``kv`` ``[n, *shape]`` into free slots (see ``make_room``); returns their slots, int64 ``[n]``."""
         slots = self.table.next_free(len(uids))
         # Bytes first: if the copy fails, no entry points at a slot that holds something else.
-        self.data.index_copy_(0, self.index(slots), kv.to(self.data.device))
-        self.table.claim(layer, uids, slots, only_copy=only_copy)
+        self.data.index_copy_(0, self.index(slots), self._encode(kv).to(self.data.device))
+        self.table.claim(layer, uids, slots, only_copy=only_copy, origin=origin)
         return slots
 
     def read(self, slots: np.ndarray) -> Tensor:
         """A copy of the Blocks in ``slots``: ``[n, *shape]``."""
-        return self.data.index_select(0, self.index(slots))
+        return self._decode(self.data.index_select(0, self.index(slots)))
 
     def make_room(self, n: int) -> int:
         """Drop the coldest Blocks that may go until ``n`` slots are free, or none are left to drop; returns how many went."""
@@ -91,12 +94,21 @@ class SlotPool:
     def check(self) -> None:
         """Raises AssertionError if an invariant is broken."""
         self.table.check()
-        if self.poison and not bool(self.data[self.index(self.table.free_slots())].isnan().all()):
+        if self.poison and not self._is_blank(self.data[self.index(self.table.free_slots())]):
             raise AssertionError("somebody wrote into a free slot")
 
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
+    def _encode(self, kv: Tensor) -> Tensor:
+        return kv
+
+    def _decode(self, stored: Tensor) -> Tensor:
+        return stored
+
     def _erase(self, slots: np.ndarray) -> None:
         if self.poison and len(slots):
-            self.data.index_fill_(0, self.index(slots), math.nan)
+            self.data.index_fill_(0, self.index(slots), math.nan if self.data.is_floating_point() else _ALL_ONES)
+
+    def _is_blank(self, data: Tensor) -> bool:
+        return bool((data.isnan() if data.is_floating_point() else data == _ALL_ONES).all())

@@ -6,16 +6,41 @@ Knows shapes and tensors; how they are filled is the Session's affair.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..types import KVLayout
+from .clusters import LayerClusters
 from .growing import GrowingRows
 from .representatives import LayerRepresentatives, RepresentativePlan
 from .summary import LayerSummary
 from .window import LayerWindow
+
+
+class ReadKeys(Protocol):
+    """Reads true keys out of the Tiers."""
+
+    def __call__(self, blocks: Tensor, head: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys ``[n, Hk, 32, d]`` of Blocks int64 ``[n]``, or ``[n, 1, 32, d]`` of one KV head, and bool ``[n]``: whether each is sound."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """What a Selector needs of every layer that chooses, beside summaries.
+
+    Attributes:
+        every_key: all keys, held in memory.
+        representatives: representatives of blocks.
+        clusters_from: clusters of like keys, from so many tokens on.
+    """
+
+    every_key: bool = False
+    representatives: RepresentativePlan | None = None
+    clusters_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +52,16 @@ class KVPlan:
         keep: newest tokens held contiguously; None keeps all.
         least: of them, how many attention may look back at; the others are there to be truncated without reading Blocks.
         recalling: for each layer, whether it recalls (and so needs summaries).
-        every_key: also hold every key in memory, for methods that score all of them.
-        representatives: also keep representatives of blocks, for methods that score those.
+        keeps: what the method's Selector needs.
         query_heads: of each layer, where there are representatives.
     """
 
     sink: int
     keep: int | None
     recalling: tuple[bool, ...]
-    every_key: bool = False
+    keeps: Keeps = Keeps()
     least: int | None = None
-    representatives: RepresentativePlan | None = None
     query_heads: tuple[int, ...] = ()
-
-    def holds_keys(self, layer: int) -> bool:
-        """Whether a layer holds every key in memory."""
-        return self.every_key and self.recalling[layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +76,55 @@ class Gathered:
 
 
 class LayerKV:
-    """One layer's part of a Session."""
+    """One layer's part of a Session.
 
-    def __init__(self, layout: KVLayout, layer: int, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        layout: shapes of a Block.
+        layer: dense layer index.
+        plan: what is kept.
+        dtype: of keys and values.
+        device: where they are.
+        read_keys: reads true keys.
+    """
+
+    def __init__(self, layout: KVLayout, layer: int, plan: KVPlan, dtype: torch.dtype, device: torch.device, read_keys: ReadKeys) -> None:
         heads, dim = layout.kv_heads[layer], layout.head_dim[layer]
         self.window = LayerWindow(heads, dim, plan.keep, plan.least, dtype=dtype, device=device)
         self.sink = torch.zeros((2, heads, plan.sink, dim), dtype=dtype, device=device)
-        self.summary = LayerSummary(heads, dim, device=device) if plan.recalling[layer] else None
-        self.every_key = (
-            GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if plan.every_key and plan.recalling[layer] else None
-        )
+        self.read_keys = read_keys
+        keeps, recalls = plan.keeps, plan.recalling[layer]
+        self.summary = LayerSummary(heads, dim, device=device) if recalls else None
+        self.clusters = LayerClusters(heads, dim, keeps.clusters_from, device) if recalls and keeps.clusters_from is not None else None
+        self.every_key = GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if recalls and keeps.every_key else None
         self.representatives = (
-            LayerRepresentatives(plan.representatives, plan.query_heads[layer], dim, device)
-            if plan.representatives is not None and plan.recalling[layer]
+            LayerRepresentatives(keeps.representatives, plan.query_heads[layer], dim, device)
+            if recalls and keeps.representatives is not None
             else None
         )
         self.sealed = 0
+
+    def truncate(self, length: int, blocks: int) -> None:
+        """Forget what is kept of tokens from ``length`` on, ``blocks`` whole Blocks being left."""
+        self.sealed = min(self.sealed, blocks)
+        if self.clusters is not None and self.summary is not None:
+            self.clusters.truncate(length, self.summary.keys_of)
+        if self.summary is not None:
+            self.summary.truncate(self.sealed)
+        if self.every_key is not None:
+            self.every_key.truncate(self.sealed)
+        if self.representatives is not None:
+            self.representatives.truncate(length)
+
+    def fork_into(self, twin: LayerKV, length: int) -> None:
+        """Give ``twin`` what is kept of tokens before ``length``; both may go on."""
+        twin.window, twin.sink, twin.sealed = self.window.copy(), self.sink.clone(), self.sealed
+        twin.summary = None if self.summary is None else self.summary.fork(self.sealed)
+        twin.clusters = None if self.clusters is None else self.clusters.fork()
+        twin.every_key = None if self.every_key is None else self.every_key.fork(self.sealed)
+        twin.representatives = None if self.representatives is None else self.representatives.fork(length)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the Tiers."""
+        kept = (self.window, self.summary, self.clusters, self.every_key, self.representatives)
+        return self.sink.nbytes + sum(part.nbytes for part in kept if part is not None)

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from ..errors import BlockDamaged
 from ..types import KVLayout
+from .ahead import Ahead
 from .block import BlockSource
 from .cache import TieredCache
+from .gathering import joined, token_rows
 from .layer_kv import Gathered, KVPlan, LayerKV
+from .names import BlockNames
 from .restoring import restore_layer
 
 
@@ -34,10 +37,21 @@ class SessionKV:
         self.layout, self.plan, self.cache, self.source = layout, plan, cache, source
         self.dtype: torch.dtype = getattr(torch, layout.dtype)
         self.device = torch.device(cache.device)
-        self.layers = [LayerKV(layout, i, plan, self.dtype, self.device) for i in range(layout.layers)]
-        self.uids = np.empty(0, dtype=np.int64)
-        self.lost = np.zeros(0, dtype=bool)
+        self.layers = [LayerKV(layout, i, plan, self.dtype, self.device, partial(self.true_keys, i)) for i in range(layout.layers)]
+        self._names = BlockNames()
         self.saved = 0
+        self.ahead = Ahead(plan.recalling if cache.prefetches else (), layout.block_tokens, self._prefetch)
+        cache.count(self)
+
+    @property
+    def uids(self) -> np.ndarray:
+        """int64 ``[blocks]``: what the cache calls each Block."""
+        return self._names.uids
+
+    @property
+    def lost(self) -> np.ndarray:
+        """bool ``[blocks]``: Blocks that were found damaged."""
+        return self._names.lost
 
     @property
     def length(self) -> int:
@@ -53,6 +67,8 @@ class SessionKV:
         """Append one layer's keys and values ``[Hk, T, d]``; Blocks that fill up enter the cache and the summary at once."""
         part = self.layers[layer]
         start = part.window.stop
+        if part.clusters is not None and part.summary is not None:
+            part.clusters.cover(start, part.summary.keys_of)
         room = self.plan.sink - start
         if room > 0:
             count = min(room, k.shape[1])
@@ -81,10 +97,9 @@ class SessionKV:
             part.every_key.append(keys)
 
     def _name_blocks(self, count: int) -> None:
-        missing = count - len(self.uids)
+        missing = count - len(self._names)
         if missing > 0:
-            self.uids = np.concatenate([self.uids, self.cache.allocate(missing)])
-            self.lost = np.concatenate([self.lost, np.zeros(missing, dtype=bool)])
+            self._names.append(self.cache.allocate(missing))
 
     def truncate(self, length: int) -> None:
         """Forget tokens from ``length`` on, in the layers too that a forward reached before it was broken off."""
@@ -95,15 +110,9 @@ class SessionKV:
         for layer, part in enumerate(self.layers):
             if not part.window.truncate(length):
                 self._refill(layer, part, length)
-            part.sealed = min(part.sealed, whole)
-            if part.summary is not None:
-                part.summary.truncate(part.sealed)
-            if part.every_key is not None:
-                part.every_key.truncate(part.sealed)
-            if part.representatives is not None:
-                part.representatives.truncate(length)
+            part.truncate(length, whole)
         self.cache.release(self.uids[whole:])
-        self.uids, self.lost = self.uids[:whole], self.lost[:whole]
+        self._names.truncate(whole)
         self.saved = min(self.saved, whole)
 
     def _refill(self, layer: int, part: LayerKV, length: int) -> None:
@@ -132,52 +141,56 @@ class SessionKV:
             flat = kv.permute(1, 2, 0, 3, 4).flatten(2, 3)
             yield flat[0], flat[1]
 
-    def gather(self, layer: int, tokens: Tensor) -> Gathered:
+    def gather(self, layer: int, tokens: Tensor, *, exact: bool = True) -> Gathered:
         """Keys and values of chosen tokens, wherever their Blocks are.
 
         Args:
             layer: dense layer index.
             tokens: int64 ``[G, S, n]`` token indices of sealed Blocks, padded with -1; ``S`` is 1 (all KV heads) or ``Hk``.
+            exact: take no approximate copies; for all whose own keys and values will be kept.
 
         Raises:
             ConfigError: the device budget cannot hold the Blocks of one group.
         """
         size = self.layout.block_tokens
         numbers = tokens.div(size, rounding_mode="floor")
-        distinct = np.unique(numbers.cpu().numpy())
-        distinct = distinct[distinct >= 0]
+        distinct, place = np.unique(numbers.cpu().numpy(), return_inverse=True)
+        padded = int(len(distinct) > 0 and distinct[0] < 0)
+        distinct = distinct[padded:]
         if tokens.shape[0] > 1 and len(distinct) > self.cache.max_read(layer):
             half = tokens.shape[0] // 2
-            return _join(self.gather(layer, tokens[:half]), self.gather(layer, tokens[half:]))
-        with self.cache.reading(layer, self.uids[distinct], distinct, self.source) as reading:
-            table = torch.full((len(self.uids) + 1,), -1, dtype=torch.int64, device=self.device)
-            table[torch.from_numpy(distinct).to(self.device)] = reading.slots
-            slots = table[numbers]
+            return joined(self.gather(layer, tokens[:half], exact=exact), self.gather(layer, tokens[half:], exact=exact))
+        self.ahead.read(layer, distinct, reply=not exact)
+        with self.cache.reading(layer, self.uids[distinct], distinct, self.source, exact=exact) as reading:
+            known = torch.cat([reading.slots.new_full((1,), -1), reading.slots]) if padded else reading.slots
+            slots = known[torch.from_numpy(place).to(self.device).view(numbers.shape)]
             valid = slots >= 0
-            keys, values = self._rows(layer, reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size)
+            keys, values = token_rows(reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size)
             damaged = distinct[(reading.slots < 0).cpu().numpy()]
             self.lost[damaged] = True
             return Gathered(keys, values, valid, distinct, np.asarray(reading.tiers))
 
-    def _rows(self, layer: int, pool: Tensor, slots: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows ``[G, Hk, n, d]`` of keys and values out of ``pool [slots, 2, Hk, size, d]``."""
-        heads, size = self.layout.kv_heads[layer], self.layout.block_tokens
-        head = torch.arange(heads, device=self.device)[None, :, None]
-        rows = (slots * (2 * heads) + head) * size + offsets
-        flat = pool.reshape(-1, pool.shape[-1])
-        shape = (*rows.shape, pool.shape[-1])
-        return flat.index_select(0, rows.reshape(-1)).view(shape), flat.index_select(0, (rows + heads * size).reshape(-1)).view(shape)
+    def _prefetch(self, layer: int, blocks: np.ndarray) -> None:
+        blocks = blocks[blocks < self.saved]
+        self.cache.prefetch(layer, self.uids[blocks], blocks, self.source)
+
+    def true_keys(self, layer: int, blocks: Tensor, head: int | None = None) -> tuple[Tensor, Tensor]:
+        """See ``ReadKeys``: keys as they are stored."""
+        parts, sound, heads = [], [], slice(None) if head is None else slice(head, head + 1)
+        for numbers in np.array_split(blocks.cpu().numpy(), -(-len(blocks) // max(1, self.cache.max_read(layer))) or 1):
+            with self.cache.reading(layer, self.uids[numbers], numbers, self.source) as reading:
+                parts.append(reading.pool[:, 0, heads].index_select(0, reading.slots.clamp(min=0)))
+                sound.append(reading.slots >= 0)
+                self.lost[numbers[(reading.slots < 0).cpu().numpy()]] = True
+        return torch.cat(parts), torch.cat(sound)
 
     def fork(self, length: int, source: BlockSource) -> SessionKV:
         """A Session of its own that shares the Blocks before ``length``; both may go on."""
         child = SessionKV(self.layout, self.plan, self.cache, source)
         self.cache.retain(self.uids)
-        child.uids, child.lost, child.saved = self.uids.copy(), self.lost.copy(), self.saved
+        child._names, child.saved = self._names.copy(), self.saved
         for mine, theirs in zip(self.layers, child.layers, strict=True):
-            theirs.window, theirs.sink, theirs.sealed = mine.window.copy(), mine.sink.clone(), mine.sealed
-            theirs.summary = None if mine.summary is None else mine.summary.fork(mine.sealed)
-            theirs.every_key = None if mine.every_key is None else mine.every_key.fork(mine.sealed)
-            theirs.representatives = None if mine.representatives is None else mine.representatives.fork(length)
+            mine.fork_into(theirs, length)
         child.truncate(length)
         return child
 
@@ -190,7 +203,8 @@ class SessionKV:
     def close(self) -> None:
         """Give the cache back what this Session held."""
         self.cache.release(self.uids)
-        self.uids = self.uids[:0]
+        self._names.truncate(0)
+        self.cache.discount(self)
 
     def stored(self, first: int, last: int) -> dict[str, Tensor]:
         """Tensors of Blocks ``[first, last)`` as a Segment holds them: ``layers.N.kv`` and the summaries, leading dimension Blocks.
@@ -229,13 +243,15 @@ class SessionKV:
 
     def settled(self, final: int) -> int:
         """How many of ``final`` tokens may be written: not those of which something will only be known later."""
-        plan = self.plan.representatives
+        plan = self.plan.keeps.representatives
         return final if plan is None else min(final, plan.end(plan.made(final)))
 
     def restore_tail(self, tail: dict[str, Tensor]) -> None:
-        """Append the tokens after the last Segment: ``layers.N.kv [1, 2, Hk, t, d]``."""
+        """Append the tokens after the last Segment, ``layers.N.kv [1, 2, Hk, t, d]``, and take up the clusters of those before them."""
         self.refill()
-        for layer in range(self.layout.layers):
+        for layer, part in enumerate(self.layers):
+            if part.clusters is not None:
+                part.clusters.load(_of_layer(tail, layer))
             kv = tail[f"layers.{layer}.kv"][0].to(self.device)
             if kv.shape[2]:
                 self.append(layer, kv[0], kv[1])
@@ -252,34 +268,20 @@ class SessionKV:
                     at += k.shape[1]
 
     def tail(self) -> dict[str, Tensor]:
-        """Tokens after the last saved Block, as ``restore_tail`` takes them."""
-        start = self.saved * self.layout.block_tokens
-        parts = [part.window.view(start, self.length) for part in self.layers]
-        return {f"layers.{layer}.kv": torch.stack(part)[None] for layer, part in enumerate(parts)}
+        """Tokens after the last saved Block, and clusters, as ``restore_tail`` takes them."""
+        start, tensors = self.saved * self.layout.block_tokens, {}
+        for layer, part in enumerate(self.layers):
+            tensors[f"layers.{layer}.kv"] = torch.stack(part.window.view(start, self.length))[None]
+            if part.clusters is not None:
+                tensors |= {f"layers.{layer}.{name}": rows for name, rows in part.clusters.state().items()}
+        return tensors
 
     @property
     def nbytes(self) -> int:
-        """Bytes held beside the Tiers: windows, sinks, summaries."""
-        total = 0
-        for part in self.layers:
-            total += part.window.nbytes + part.sink.numel() * part.sink.element_size()
-            total += part.summary.nbytes if part.summary is not None else 0
-            total += part.every_key.nbytes if part.every_key is not None else 0
-            total += part.representatives.nbytes if part.representatives is not None else 0
-        return total
+        """Bytes held beside the Tiers: windows, sinks, summaries, names of Blocks."""
+        return self._names.nbytes + sum(part.nbytes for part in self.layers)
 
 
 def _of_layer(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
     prefix = f"layers.{layer}."
     return {name.removeprefix(prefix): rows for name, rows in tensors.items() if name.startswith(prefix)}
-
-
-def _join(a: Gathered, b: Gathered) -> Gathered:
-    blocks, first = np.unique(np.concatenate([a.blocks, b.blocks]), return_index=True)
-    return Gathered(
-        torch.cat([a.keys, b.keys]),
-        torch.cat([a.values, b.values]),
-        torch.cat([a.valid, b.valid]),
-        blocks,
-        np.concatenate([a.tiers, b.tiers])[first],
-    )

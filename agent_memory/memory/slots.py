@@ -23,6 +23,9 @@ class SlotTable:
         slots: how many there are.
         layers: layers whose Blocks share them; ``layer`` below is 0 to ``layers - 1``.
         unread: layers whose Blocks nobody is expected to read: once saved they are the coldest.
+
+    Attributes:
+        origin: uint8 ``[slots]``, for whoever claims slots to note where the bytes of each came from.
     """
 
     def __init__(self, slots: int, layers: int, unread: Collection[int] = ()) -> None:
@@ -35,7 +38,9 @@ class SlotTable:
         self._pins = np.zeros(slots, np.int32)
         self._only_copy = np.zeros(slots, bool)
         self._last_used = np.zeros(slots, np.int64)
+        self.origin = np.zeros(slots, np.uint8)
         self._clock = 0
+        self._may_leave = 0  # slots that are held, not pinned and not the only copy
         self._free = np.arange(slots, dtype=np.int64)[::-1].copy()  # a stack; its top is at _free_count
         self._free_count = slots
 
@@ -56,11 +61,13 @@ class SlotTable:
             raise AssertionError(f"{n} slots wanted, {self._free_count} are free")
         return self._free[self._free_count - n : self._free_count][::-1].copy()
 
-    def claim(self, layer: int, uids: np.ndarray, slots: np.ndarray, *, only_copy: bool) -> None:
-        """These entries lie in ``slots``, as ``next_free`` gave them."""
+    def claim(self, layer: int, uids: np.ndarray, slots: np.ndarray, *, only_copy: bool, origin: int = 0) -> None:
+        """These entries lie in ``slots``, as ``next_free`` gave them; ``origin`` is what ``self.origin`` says of them from now on."""
         self._reach(int(uids.max(initial=-1)))
         self._free_count -= len(slots)
         self._uid[slots], self._layer[slots], self._only_copy[slots] = uids, layer, only_copy
+        self.origin[slots] = origin
+        self._may_leave += 0 if only_copy else len(slots)
         self._table[layer, uids] = slots
         self.touch(slots)
 
@@ -71,17 +78,21 @@ class SlotTable:
 
     def pin(self, slots: np.ndarray) -> None:
         """One more reader of each (distinct) slot."""
+        self._may_leave -= int(np.count_nonzero(self._may_go(slots)))
         self._pins[slots] += 1
 
     def unpin(self, slots: np.ndarray) -> np.ndarray:
         """One reader less of each; returns abandoned slots that became free."""
         self._pins[slots] -= 1
+        self._may_leave += int(np.count_nonzero(self._may_go(slots)))
         return self._give_back(slots[(self._pins[slots] == 0) & (self._uid[slots] == _NOBODY)])
 
     def saved(self, uids: np.ndarray) -> None:
         """A lower Tier holds these Blocks, at all layers."""
         slots = self._slots_of(uids)
+        before = np.count_nonzero(self._may_go(slots))
         self._only_copy[slots] = False
+        self._may_leave += int(np.count_nonzero(self._may_go(slots)) - before)
         cold = slots[self._is_unread[self._layer[slots]]]
         self._last_used[cold] %= _EVER
         self._last_used[cold] -= _EVER  # before all others, in their own order
@@ -92,6 +103,7 @@ class SlotTable:
 
     def drop(self, slots: np.ndarray) -> np.ndarray:
         """Forget what these held slots hold; returns slots that became free."""
+        self._may_leave -= int(np.count_nonzero(self._may_go(slots)))
         self._table[self._layer[slots], self._uid[slots]] = _NOBODY
         self._uid[slots], self._only_copy[slots] = _NOBODY, False
         return self._give_back(slots[self._pins[slots] == 0])
@@ -105,7 +117,7 @@ class SlotTable:
         short = n - self._free_count
         if short <= 0:
             return np.empty(0, np.int64)
-        candidates = np.flatnonzero(self._may_go())
+        candidates = np.flatnonzero(self._may_go(slice(None)))
         wanted = max(short, self.slots // 64)
         if wanted >= len(candidates):
             return candidates
@@ -142,7 +154,7 @@ class SlotTable:
     @property
     def available(self) -> int:
         """Slots that are free or may be given up now."""
-        return self._free_count + int(np.count_nonzero(self._may_go()))
+        return self._free_count + self._may_leave
 
     def check(self) -> None:
         """Raises AssertionError if slots, entries, pins and free slots disagree."""
@@ -155,9 +167,11 @@ class SlotTable:
             raise AssertionError("entries and slots do not point at each other")
         if (self._pins < 0).any() or self._only_copy[free].any():
             raise AssertionError("a slot was unpinned too often, or a free one counts as an only copy")
+        if self._may_leave != np.count_nonzero(self._may_go(slice(None))):
+            raise AssertionError("slots that may be given up were counted wrongly")
 
-    def _may_go(self) -> np.ndarray:
-        may_go: np.ndarray = (self._uid != _NOBODY) & (self._pins == 0) & ~self._only_copy
+    def _may_go(self, slots: np.ndarray | slice) -> np.ndarray:
+        may_go: np.ndarray = (self._uid[slots] != _NOBODY) & (self._pins[slots] == 0) & ~self._only_copy[slots]
         return may_go
 
     def _slots_of(self, uids: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..types import BLOCK_TOKENS
 from .growing import GrowingRows
 
+_BLOCK_BITS = BLOCK_TOKENS.bit_length() - 1
 _EPSILON = 2.0**-24  # relative error of one rounding in fp32
 
 
@@ -64,6 +65,7 @@ class LayerSummary:
         heads = range(kv_heads if sketch else 0)
         self._scan = [GrowingRows((BLOCK_TOKENS, head_dim), torch.int8, device=device) for _ in heads]
         self._scan_steps = [GrowingRows((), torch.float32, device=device) for _ in heads]
+        self._scan_radius = [GrowingRows((), torch.float32, device=device) for _ in heads]
 
     def __len__(self) -> int:
         return len(self.means)
@@ -87,6 +89,7 @@ class LayerSummary:
         child._rows = {name: rows.fork(n) for name, rows in self._rows.items()}
         child._scan = [rows.fork(n) for rows in self._scan]
         child._scan_steps = [rows.fork(n) for rows in self._scan_steps]
+        child._scan_radius = [rows.fork(n) for rows in self._scan_radius]
         return child
 
     @property
@@ -116,6 +119,39 @@ class LayerSummary:
         for keys, steps in zip(self._scan[head].views(), self._scan_steps[head].views(), strict=True):
             pairs.append((keys[:left], steps[:left]))
             left -= len(pairs[-1][0])
+        return pairs
+
+    def keys_of(self, head: int, tokens: Tensor) -> Tensor:
+        """One KV head's keys fp32 ``[n, d]`` of tokens int64 ``[n]``, on the grid a scan reads."""
+        keys, steps = self.scanned_keys(head, tokens)
+        return keys.float().mul_(steps[:, None])
+
+    def scanned_keys(self, head: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One KV head's keys int8 ``[n, d]`` of tokens int64 ``[n]`` as a scan reads them, and their steps fp32 ``[n]``."""
+        blocks = tokens >> _BLOCK_BITS
+        return self._scan[head].gather(blocks, tokens & (BLOCK_TOKENS - 1)), self._scan_steps[head].gather(blocks)
+
+    def block_keys(self, head: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """One KV head's keys int8 ``[n, 32, d]`` of Blocks int64 ``[n]``, and their steps fp32 ``[n]``; copies."""
+        return self._scan[head].gather(blocks), self._scan_steps[head].gather(blocks)
+
+    def span_keys(self, head: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`block_keys`, of Blocks ``[start, stop)``; views where they lie together."""
+        return self._scan[head].slice(start, stop), self._scan_steps[head].slice(start, stop)
+
+    @property
+    def centre(self) -> Tensor:
+        """fp32 ``[Hk, d]``: what is subtracted of every key before a scan: the mean key of the first Block. It adds the same to all scores
+        of a query, and without the part all keys have in common the others are kept more finely."""
+        return self.means.slice(0, 1)[0]
+
+    def bounded(self, head: int, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """As :meth:`scanned`, with the radius fp32 ``[*]`` of each Block: no key less ``centre`` is further from its place on the grid,
+        fp32 rounding of a product included."""
+        pairs, at = [], 0
+        for keys, steps in self.scanned(head, count):
+            pairs.append((keys, steps, self._scan_radius[head].slice(at, at + len(keys))))
+            at += len(keys)
         return pairs
 
     def score_sketch(self, q: Tensor, blocks: Tensor | slice) -> SketchScores:
@@ -182,7 +218,7 @@ class LayerSummary:
         return sum(rows.nbytes for rows in self._everything())
 
     def _everything(self) -> list[GrowingRows]:
-        return [*self._rows.values(), *self._scan, *self._scan_steps]
+        return [*self._rows.values(), *self._scan, *self._scan_steps, *self._scan_radius]
 
     def _extend(self, new: Mapping[str, Tensor]) -> None:
         start = len(self)
@@ -190,10 +226,12 @@ class LayerSummary:
             for name, rows in self._rows.items():
                 rows.append(new[name])
             if self.sketch:
-                keys, steps = coarsen(new["q8"], new["scale"])
-                for head, (rows, sizes) in enumerate(zip(self._scan, self._scan_steps, strict=True)):
-                    rows.append(keys[:, head])
-                    sizes.append(steps[:, head])
+                keys, steps, lost = coarsen(new["q8"], new["scale"], self.centre)
+                radius = (self._radius(new["residual"], new["scale"]) + lost).amax(-1)
+                for head in range(self.kv_heads):
+                    self._scan[head].append(keys[:, head])
+                    self._scan_steps[head].append(steps[:, head])
+                    self._scan_radius[head].append(radius[:, head])
         except BaseException:
             # All rows grow, or none: a Block without its residual would be certified by a stale one.
             self.truncate(start)
@@ -244,11 +282,17 @@ def quantise(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q8.to(torch.int8), scale, residual
 
 
-def coarsen(q8: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys with a step each ``[..., 32, d]``, ``[..., 32]`` on the grid of the longest step among them: int8 and fp32 ``[...]``."""
-    step = scale.amax(dim=-1)
-    share = torch.where(step[..., None] > 0, scale / step[..., None], 0.0)
-    return (_as_float(q8) * share[..., None]).round_().to(torch.int8), step
+def coarsen(q8: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys with a step each ``[n, Hk, 32, d]``, ``[n, Hk, 32]``, less ``centre [Hk, d]``, on one grid for each Block.
+
+    Returns:
+        int8 ``[n, Hk, 32, d]``, its step fp32 ``[n, Hk]``, and fp32 ``[n, Hk, 32]``: how far each key was moved, rounded up.
+    """
+    keys = _as_float(q8).mul_(scale[..., None]).sub_(centre[:, None])
+    step = keys.abs().amax(dim=(-2, -1)) / 127
+    on_grid = torch.where(step[..., None, None] > 0, keys / step[..., None, None], 0.0).round_().clamp_(-127, 127)
+    moved = keys.sub_(on_grid * step[..., None, None]).norm(dim=-1)
+    return on_grid.to(torch.int8), step, moved * (1 + 2.0**-16) + step[..., None] * (127 * 2.0**-20)
 
 
 def _as_float(q8: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..types import KVLayout
 from .block import kv_dtype
+from .packing import Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,16 @@ class BlockKind:
     layers: tuple[int, ...]
 
 
-def block_kinds(layout: KVLayout) -> list[BlockKind]:
-    """The kinds of Blocks of a layout, by their first layer."""
+def block_kinds(layout: KVLayout, packing: Packing | None = None) -> list[BlockKind]:
+    """The kinds of Blocks of a layout, by their first layer; how many bytes one takes depends on how it is packed."""
     layers: dict[tuple[int, int, int, int], list[int]] = {}
     for layer in range(layout.layers):
         layers.setdefault(layout.block_shape(layer), []).append(layer)
     size = kv_dtype(layout).itemsize
-    return [BlockKind(shape, math.prod(shape) * size, tuple(where)) for shape, where in layers.items()]
+    return [
+        BlockKind(shape, math.prod(shape) * size if packing is None else packing.row_bytes(shape), tuple(where))
+        for shape, where in layers.items()
+    ]
 
 
 def fit_slots(kinds: Sequence[BlockKind], budget: int, *, min_blocks: int = 0, unsaved_blocks: int = 0) -> list[int]:

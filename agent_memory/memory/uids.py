@@ -40,22 +40,24 @@ class Uids:
     def retain(self, uids: np.ndarray) -> None:
         """Add one reference for each occurrence in ``uids``."""
         self.expect_alive(uids)
-        np.add.at(self._references, uids, 1)
+        low, counts = _counted(uids)
+        self._references[low : low + len(counts)] += counts
 
     def going(self, uids: np.ndarray) -> np.ndarray:
         """The distinct names that nobody would hold any more after ``release(uids)``."""
         self.expect_alive(uids)
-        distinct, counts = np.unique(uids, return_counts=True)
-        left = self._references[distinct] - counts
+        low, counts = _counted(uids)
+        left = self._references[low : low + len(counts)] - counts
         if (left < 0).any():
-            raise AssertionError(f"Blocks released more often than retained: {distinct[left < 0][:8].tolist()}")
-        gone: np.ndarray = distinct[left == 0]
+            raise AssertionError(f"Blocks released more often than retained: {(low + np.flatnonzero(left < 0))[:8].tolist()}")
+        gone: np.ndarray = low + np.flatnonzero((left == 0) & (counts > 0))
         return gone
 
     def release(self, uids: np.ndarray) -> None:
         """Take one reference for each occurrence in ``uids``; names nobody holds any more may be handed out again."""
         gone = self.going(uids)
-        np.subtract.at(self._references, uids, 1)
+        low, counts = _counted(uids)
+        self._references[low : low + len(counts)] -= counts
         self._free.extend(reversed(gone.tolist()))
 
     def expect_alive(self, uids: np.ndarray) -> None:
@@ -69,3 +71,9 @@ class Uids:
             raise AssertionError("a free Block name is listed twice or still has references")
         if np.count_nonzero(self._references) != self.alive:
             raise AssertionError("names alive and names with references differ")
+
+
+def _counted(uids: np.ndarray) -> tuple[int, np.ndarray]:
+    """The lowest of ``uids``, and how often it and each number after it occur: int32."""
+    low = int(uids.min()) if len(uids) else 0
+    return low, np.bincount(uids - low).astype(np.int32)

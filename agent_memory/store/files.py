@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -89,9 +89,9 @@ class Files:
         """Close a descriptor."""
         os.close(fd)
 
-    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
-        """Bytes read into ``buffer`` from ``offset``; fewer than asked at the end of the file."""
-        return os.preadv(fd, [buffer], offset)
+    def pread_into(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Bytes read from ``offset`` into ``buffers``, one after the other; fewer than asked at the end of the file."""
+        return os.preadv(fd, buffers, offset)
 
     def write(self, fd: int, data: Buffer) -> int:
         """Bytes written, possibly fewer than given."""

@@ -15,7 +15,8 @@ from agent_memory.store.database import Database
 from agent_memory.store.files import Files, write_atomically
 from agent_memory.store.index import OPEN_END, SessionRow, Span
 from agent_memory.store.lock import SessionLock
-from agent_memory.store.segments import SegmentReader, SegmentRow, TensorBytes, encode
+from agent_memory.store.reader import SegmentReader
+from agent_memory.store.segments import SegmentRow, TensorBytes, encode
 from agent_memory.store.tables import DELETING, KEPT
 from agent_memory.store.view import TAIL_FILE
 

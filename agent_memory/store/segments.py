@@ -1,26 +1,22 @@
-"""Segment files: how tensors of consecutive Blocks become one safetensors file, and how single Blocks are read back, checked.
+"""Segment files: how tensors of consecutive Blocks become one safetensors file, and what its row in the index says of it.
 
-Knows bytes, offsets and checksums; nothing of turns, and nothing of the index but the row it is handed. The row is trusted, the
-file is not: its header is never parsed.
+Knows bytes, offsets and checksums; nothing of turns or descriptors.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from agent_memory.errors import BlockChecksum, BlockMissing, BlockShort, StoreCorrupt
-from agent_memory.store.files import Buffer, Files
+from agent_memory.errors import StoreCorrupt
+from agent_memory.store.files import Buffer
 
 DTYPE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -190,74 +186,3 @@ def _checked_view(name: str, tensor: TensorBytes, pieces: int | None) -> memoryv
 def _sums(view: memoryview, pieces: int, piece_bytes: int) -> NDArray[np.uint64]:
     parts = (view[i * piece_bytes : (i + 1) * piece_bytes] for i in range(pieces))
     return np.fromiter((checksum(part) for part in parts), dtype=np.uint64, count=pieces)
-
-
-class SegmentReader:
-    """Reads Blocks with pread and checks each; keeps a few files open. Safe to use from several threads.
-
-    ``root`` is the folder that rows' file names are relative to.
-    """
-
-    def __init__(self, files: Files, root: Path, session: str, *, open_files: int = 32) -> None:
-        self._files, self._root, self._session, self._limit = files, root, session, open_files
-        self._open: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._mutex = threading.Lock()
-
-    def read_piece(self, row: SegmentRow, tensor: str, piece: int, out: memoryview) -> None:
-        """Fill ``out`` (exactly one Block of the tensor) with checked bytes, or raise BlockDamaged; ``piece`` 0 is the row's first."""
-        place = row.places[tensor]
-        offset = place.offset + piece * place.piece_bytes
-        where = f"block {row.first_block + piece}, tensor {tensor!r} of session {self._session!r}"
-        with self._mutex:
-            fd, size = self._descriptor(row.file, where)
-            if offset + place.piece_bytes > size:
-                raise BlockShort(f"{where}: its file has {size} bytes, the block ends at {offset + place.piece_bytes}; repair the session")
-            self._fill(fd, offset, out, where)
-        if checksum(out) != int(place.sums[piece]):
-            raise BlockChecksum(f"{where}: its bytes are not the ones that were written; repair the session")
-
-    def header_is_whole(self, row: SegmentRow) -> bool:
-        """True if the file has the size and the header it was written with; raises BlockDamaged if they cannot be read."""
-        where = f"the file of block {row.first_block} of session {self._session!r}"
-        head = bytearray(row.contents.header_bytes)
-        with self._mutex:
-            fd, size = self._descriptor(row.file, where)
-            self._fill(fd, 0, memoryview(head), where)
-        return size == row.contents.size and signed_checksum(head) == row.contents.header_sum
-
-    def forget(self, file: str) -> None:
-        """Close the file if it is open."""
-        with self._mutex:
-            entry = self._open.pop(file, None)
-            if entry is not None:
-                self._files.close(entry[0])
-
-    def close(self) -> None:
-        """Close every open file."""
-        for file in list(self._open):
-            self.forget(file)
-
-    def _fill(self, fd: int, offset: int, out: memoryview, where: str) -> None:
-        done = 0
-        while done < out.nbytes:
-            try:
-                count = self._files.pread_into(fd, out[done:], offset + done)
-            except OSError as error:
-                raise BlockMissing(f"{where}: cannot be read ({error.strerror}); repair the session") from error
-            if count == 0:
-                raise BlockShort(f"{where}: its file ended after {done} of {out.nbytes} bytes; repair the session")
-            done += count
-
-    def _descriptor(self, file: str, where: str) -> tuple[int, int]:
-        entry = self._open.get(file)
-        if entry is not None:
-            self._open.move_to_end(file)
-            return entry
-        while len(self._open) >= self._limit:
-            self._files.close(self._open.popitem(last=False)[1][0])
-        try:
-            entry = self._files.open_for_reading(self._root / file)
-        except OSError as error:
-            raise BlockMissing(f"{where}: its file {file} cannot be opened ({error.strerror or error}); repair the session") from error
-        self._open[file] = entry
-        return entry

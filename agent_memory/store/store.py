@@ -26,6 +26,7 @@ from agent_memory.store.lock import SessionLock
 from agent_memory.store.names import check_name, name_digest
 from agent_memory.store.recovery import purge, recover, tidy_sessions_of
 from agent_memory.store.tables import DELETING
+from agent_memory.store.threads import ReadThreads
 from agent_memory.store.timeline import Ground, Timeline, new_session
 from agent_memory.store.verify import Progress, verify_store
 from agent_memory.types import KVLayout, ModelId, SessionInfo, Turn, VerifyReport
@@ -48,7 +49,8 @@ class Store:
             for folder in (*above, root, self._sessions_folder, self._locks_folder):
                 make_folder_durably(files, folder)
         self._database = Database(index_file, files, self._health)
-        self._ground = Ground(self._database, files, self._sessions_folder, self._health)
+        self._threads = ReadThreads()
+        self._ground = Ground(self._database, files, self._sessions_folder, self._health, self._threads)
         self._timelines: list[Timeline] = []
         _let_go_in_children(self)
 
@@ -186,6 +188,7 @@ class Store:
         self._closed = True
         for timeline in self._timelines:
             timeline.close()
+        self._threads.close()
         self._database.close()
 
     def __enter__(self) -> Store:

@@ -31,15 +31,16 @@ from agent_memory.store.recovery import tidy_folder
 from agent_memory.store.segment_index import TailRow
 from agent_memory.store.segments import SegmentRow, TensorBytes, encode
 from agent_memory.store.tables import LIVE
+from agent_memory.store.threads import ReadThreads
 from agent_memory.store.view import TAIL_FILE, View
 from agent_memory.types import BLOCK_TOKENS, SEGMENT_BLOCKS, KVLayout, ModelId, Role, Turn
 
 
 class Ground:
-    """What the Timelines of one Store stand on: its index, its files, its folder, and whether it may still write."""
+    """What the Timelines of one Store stand on: its index, its files, its folder, whether it may still write, its threads."""
 
-    def __init__(self, database: Database, files: Files, folder: Path, health: Health) -> None:
-        self.database, self.files, self.folder, self.health = database, files, folder, health
+    def __init__(self, database: Database, files: Files, folder: Path, health: Health, threads: ReadThreads) -> None:
+        self.database, self.files, self.folder, self.health, self.threads = database, files, folder, health, threads
 
 
 class Timeline(View):
@@ -53,7 +54,7 @@ class Timeline(View):
         self._health, self._lock, self._timeout = ground.health, lock, timeout
         self._turn_to_write = threading.RLock()
         self._untidy = False
-        super().__init__(ground.database, ground.files, ground.folder, row, follow=lock is None)
+        super().__init__(ground.database, ground.files, ground.folder, row, follow=lock is None, threads=ground.threads)
         self.model = ModelId(**json.loads(row.model))
         self.layout = layout_from_json(row.layout)
 

@@ -16,7 +16,8 @@ from agent_memory.store import index, segment_index
 from agent_memory.store.database import Database
 from agent_memory.store.files import Files
 from agent_memory.store.index import OPEN_END, SessionRow, Span
-from agent_memory.store.segments import SegmentReader, SegmentRow
+from agent_memory.store.reader import SegmentReader
+from agent_memory.store.segments import SegmentRow
 from agent_memory.store.view import TAIL_FILE
 from agent_memory.types import BLOCK_TOKENS, Damage, VerifyReport
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +19,14 @@ from agent_memory.store import index, segment_index
 from agent_memory.store.database import Database
 from agent_memory.store.files import Files
 from agent_memory.store.index import OPEN_END, SessionRow, Span
-from agent_memory.store.segments import SegmentReader, SegmentRow, TensorBytes
+from agent_memory.store.reader import ReadCounts, SegmentReader, runs_of
+from agent_memory.store.rows import SegmentRows
+from agent_memory.store.segments import SegmentRow, TensorBytes
+from agent_memory.store.threads import ReadThreads
 from agent_memory.types import BLOCK_TOKENS, Turn
 
 TAIL_FILE = "tail.safetensors"
 
-_CACHED_SEGMENTS = 4096
 _Result = TypeVar("_Result")
 
 
@@ -36,14 +37,15 @@ class View:
     forked child process.
     """
 
-    def __init__(self, database: Database, files: Files, folder: Path, row: SessionRow, *, follow: bool) -> None:
+    def __init__(
+        self, database: Database, files: Files, folder: Path, row: SessionRow, *, follow: bool, threads: ReadThreads | None = None
+    ) -> None:
         self._database, self._files, self._folder, self._row = database, files, folder, row
         self._pid, self._follow = os.getpid(), follow
         self._closed = False
         self._mutex = threading.RLock()
-        self._rows: OrderedDict[int, SegmentRow] = OrderedDict()
-        self._row_of_block: dict[int, SegmentRow] = {}
-        self._reader = SegmentReader(files, folder, row.label)
+        self._rows = SegmentRows()
+        self._reader = SegmentReader(files, folder, row.label, threads=threads)
         self._spans: tuple[Span, ...] = ()
         self._stale = True
         self._turn_count = self._token_count = self._kv_blocks = 0
@@ -121,6 +123,11 @@ class View:
         with self._database.read("segments") as connection:
             return segment_index.segments_between(connection, self._spans, 0, OPEN_END)
 
+    def segment_at(self, block: int) -> SegmentRow:
+        """The Segment that holds a Block, clipped to the Blocks this Session sees. Raises BlockMissing if there is none."""
+        self._current()
+        return self._row_at(block)
+
     def owns(self, segment: SegmentRow) -> bool:
         """True if a Segment of this timeline is this Session's own, not one it shares with its parent."""
         return segment.session_id == self._row.id
@@ -148,29 +155,31 @@ class View:
         size, rest = divmod(flat.nbytes, len(blocks))
         if rest:
             raise ValueError(f"out has {flat.nbytes} bytes, not a multiple of {len(blocks)} Blocks")
+        targets = [flat[position * size : (position + 1) * size] for position in range(len(blocks))]
         damaged = []
-        for position, block in enumerate(blocks):
-            target = flat[position * size : (position + 1) * size]
+        for position in self._not_read_together(tensor, blocks, targets):
             try:
-                self._with_row(block, lambda row, block=block, target=target: self._read_into(row, tensor, block, target))  # type: ignore[misc]
+                self._read_alone(tensor, blocks[position], targets[position])
             except BlockDamaged:
-                target[:] = bytes(size)
+                targets[position][:] = bytes(size)
                 damaged.append(position)
         return damaged
 
     def read_segment_tensor(self, tensor: str, first_block: int) -> NDArray[np.uint8]:
         """All bytes of one tensor of a Segment from ``first_block`` on, uint8, each Block checked."""
         self._current()
+        row = self._row_at(first_block)
+        blocks, size = range(first_block, row.stop), row.places[tensor].piece_bytes
+        out = bytearray(len(blocks) * size)
+        targets = [memoryview(out)[position * size : (position + 1) * size] for position in range(len(blocks))]
+        for position in self._not_read_together(tensor, blocks, targets):
+            self._read_alone(tensor, blocks[position], targets[position])
+        return np.frombuffer(out, np.uint8)
 
-        def read(row: SegmentRow) -> NDArray[np.uint8]:
-            row = row.cut(first_block, row.stop)
-            size = row.places[tensor].piece_bytes
-            out = bytearray(row.blocks * size)
-            for piece in range(row.blocks):
-                self._reader.read_piece(row, tensor, piece, memoryview(out)[piece * size : (piece + 1) * size])
-            return np.frombuffer(out, np.uint8)
-
-        return self._with_row(first_block, read)
+    @property
+    def reads(self) -> ReadCounts:
+        """What was read from Segments since the Session was opened."""
+        return self._reader.counts
 
     def tail(self) -> tuple[int, dict[str, TensorBytes]] | None:
         """``(token count, tensors)`` written at the last clean close; None unless it continues exactly what is there now, whole."""
@@ -225,11 +234,10 @@ class View:
     def _forget_rows(self) -> None:
         with self._mutex:
             self._rows.clear()
-            self._row_of_block.clear()
 
     def _with_row(self, block: int, read: Callable[[SegmentRow], _Result]) -> _Result:
         """Read through the cached row of a Block; once more with a fresh row, as another process may have replaced the file."""
-        cached = self._row_of_block.get(block)
+        cached = self._rows.get(block)
         if cached is not None:
             try:
                 return read(cached)
@@ -237,6 +245,17 @@ class View:
                 self._reader.forget(cached.file)
                 self._forget_rows()
         return read(self._load_row(block))
+
+    def _row_at(self, block: int) -> SegmentRow:
+        return self._rows.get(block) or self._load_row(block)
+
+    def _not_read_together(self, tensor: str, blocks: Sequence[int], targets: Sequence[memoryview]) -> list[int]:
+        """Read Blocks at once, neighbours together; the positions of those that have to be read one by one, to see what is wrong."""
+        runs, order, nowhere = runs_of(blocks, targets, self._row_at)
+        for run in runs:
+            self._check_size(run.row, tensor, run.outs[0])
+        whole = self._reader.read_runs(tensor, runs)
+        return sorted([*nowhere, *(position for position, good in zip(order, whole, strict=True) if not good)])
 
     def _load_row(self, block: int) -> SegmentRow:
         with self._mutex, self._database.read("segments") as connection:
@@ -246,21 +265,19 @@ class View:
                 row = segment_index.segment_holding(connection, self._spans, block)
             if row is None:
                 raise BlockMissing(f"block {block} of session {self._row.label!r} is in no segment; repair the session")
-            self._remember(row)
+            self._rows.put(row)
             return row
 
-    def _remember(self, row: SegmentRow) -> None:
-        self._rows[row.first_block] = row
-        self._row_of_block.update(dict.fromkeys(range(row.first_block, row.stop), row))
-        if len(self._rows) > _CACHED_SEGMENTS:
-            old = self._rows.popitem(last=False)[1]
-            for block in range(old.first_block, old.stop):
-                self._row_of_block.pop(block, None)
+    def _read_alone(self, tensor: str, block: int, target: memoryview) -> None:
+        def read(row: SegmentRow) -> None:
+            self._check_size(row, tensor, target)
+            self._reader.read_piece(row, tensor, block - row.first_block, target)
 
-    def _read_into(self, row: SegmentRow, tensor: str, block: int, target: memoryview) -> None:
+        self._with_row(block, read)
+
+    def _check_size(self, row: SegmentRow, tensor: str, target: memoryview) -> None:
         if target.nbytes != row.places[tensor].piece_bytes:
             raise ValueError(f"out has {target.nbytes} bytes a Block, tensor {tensor!r} has {row.places[tensor].piece_bytes}")
-        self._reader.read_piece(row, tensor, block - row.first_block, target)
 
     def _tail_tensor(self, segment: SegmentRow, name: str) -> TensorBytes:
         place = segment.places[name]

@@ -45,9 +45,8 @@ class Driver:
             sink,
             keep,
             recalling,
-            method.selector.needs_every_key,
+            method.selector.keeps,
             None if keep is None else keep - 256,
-            method.selector.representatives,
             tuple(s.query_heads for s in layers),
         )
         self.recent = RecentQueries()

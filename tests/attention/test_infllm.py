@@ -30,7 +30,7 @@ class Definition:
     """One layer of InfLLM in float64, token by token and block by block."""
 
     def __init__(self, method, q, k, v):
-        self.sizes, self.plan, self.border = method.sizes, method.selector.representatives, method.attended
+        self.sizes, self.plan, self.border = method.sizes, method.selector.keeps.representatives, method.attended
         self.topk = method.selector.topk
         self.q, self.k, self.v = q.double(), k.double(), v.double()
         self.heads, self.share = q.shape[0], q.shape[0] // k.shape[0]

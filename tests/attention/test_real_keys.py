@@ -11,7 +11,7 @@ from agent_memory.attention.methods import Method, derive_sizes
 from agent_memory.attention.selectors import Ask, RecallSelector, Selection, Selector, TopKSelector
 from agent_memory.attention.selectors.recall import RecallRule
 from agent_memory.evaluate.haystack import make_haystack
-from agent_memory.memory.layer_kv import LayerKV
+from agent_memory.memory.layer_kv import Keeps, LayerKV
 from agent_memory.runtime import Runtime
 from agent_memory_kernels import operations
 from tests.attention.oracles import BLOCK, reattention, recall
@@ -24,7 +24,7 @@ CLEAR = 1e-5
 class Checked:
     """A Selector that passes on another's choices, and keeps what it was asked and what it answered."""
 
-    needs_every_key, representatives = True, None
+    keeps = Keeps(every_key=True)
 
     def __init__(self, inner: Selector) -> None:
         self.inner = inner

@@ -26,7 +26,7 @@ def layer_of(keys: torch.Tensor, dtype: torch.dtype = torch.float32) -> LayerKV:
     """A layer holding ``keys [Hk, tokens, d]``, all of it in whole Blocks."""
     heads, tokens, dim = keys.shape
     layer = object.__new__(LayerKV)
-    layer.summary = LayerSummary(heads, dim)
+    layer.summary, layer.clusters = LayerSummary(heads, dim), None
     layer.every_key = GrowingRows((heads, BLOCK, dim), dtype)
     blocks = keys.unflatten(1, (tokens // BLOCK, BLOCK)).transpose(0, 1)
     layer.summary.append(blocks)

@@ -37,6 +37,13 @@ def test_sizes(written: str | int, bytes_meant: int) -> None:
     assert Settings.load(device=written).budget.device == bytes_meant
 
 
+def test_how_tiers_are_used_is_part_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings.load().budget.cold, Settings.load().budget.prefetch) == ("exact", True)
+    monkeypatch.setenv("AGENT_MEMORY_COLD", "int8")
+    monkeypatch.setenv("AGENT_MEMORY_PREFETCH", "false")
+    assert (Settings.load().budget.cold, Settings.load().budget.prefetch) == ("int8", False)
+
+
 def test_dtype_may_be_written_as_torch_does() -> None:
     assert Settings.load(dtype="torch.bfloat16").dtype == "bfloat16"
 
@@ -48,6 +55,7 @@ def test_dtype_may_be_written_as_torch_does() -> None:
         ({"device": -1}, "device=-1"),
         ({"window": 0}, "window=0"),
         ({"dtype": "int3"}, "dtype='int3'"),
+        ({"cold": "int3"}, "cold='int3'"),
         ({"storr": "x"}, "storr='x': unknown setting; known are store"),
     ],
 )

@@ -79,8 +79,8 @@ def _every_block_read_is_sound(session: Session, sound: list[torch.Tensor], monk
     kv = session.engine.kv
     gather = kv.gather
 
-    def spy(layer: int, tokens: torch.Tensor) -> Any:
-        found = gather(layer, tokens)
+    def spy(layer: int, tokens: torch.Tensor, **options: bool) -> Any:
+        found = gather(layer, tokens, **options)
         valid = found.valid.expand(-1, found.keys.shape[1], -1)
         chosen = tokens.expand(-1, found.keys.shape[1], -1)
         for group, head, slot in valid.nonzero().tolist():

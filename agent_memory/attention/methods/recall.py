@@ -16,12 +16,15 @@ class Recall:
     Attributes:
         group: queries that share a choice.
         blocks: Blocks recalled for each choice; by default as many as the window has room for.
-        scan, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
+        scan, clusters_from, probes, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
 
     group: int = GROUP_TOKENS
     blocks: int | None = None
     scan: str | None = None
+    clusters_from: int | None = None
+    probes: int | None = None
+    found: int | None = None
     survivors: int | None = None
     vote: str | None = None
     scope: str | None = None

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SelectionError
-from ...memory.layer_kv import LayerKV
-from ...memory.representatives import RepresentativePlan
+from ...memory.layer_kv import Keeps, LayerKV
 from ...types import Certificate
 
 
@@ -59,12 +58,14 @@ class Selection:
         exact: whether it is what the same rule gives over every stored key in fp32.
         certified: over what the top Blocks were proven.
         keys_scored: key vectors that were scored, over all groups and heads.
+        keys_rescored: tokens whose true keys were read to prove the choice, over all groups.
     """
 
     tokens: Tensor
     exact: bool
     certified: Certificate
     keys_scored: int
+    keys_rescored: int = 0
 
     def check(self, bounds: Bounds) -> None:
         """Raise ``SelectionError`` for tokens that are not ascending, or lie outside what was to choose from."""
@@ -113,15 +114,11 @@ class Selector(Protocol):
     """Chooses tokens of memory for groups of queries. The smallest one returns ``tokens`` of shape ``[G, 1, 0]``.
 
     Attributes:
-        needs_every_key: it scores every key, so that all of them are held in memory.
-        representatives: it scores representatives of blocks, so that those are kept; None for all others.
+        keeps: what of every layer has to be kept for it.
     """
 
     @property
-    def needs_every_key(self) -> bool: ...
-
-    @property
-    def representatives(self) -> RepresentativePlan | None: ...
+    def keeps(self) -> Keeps: ...
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose for each of ``asks``; together, so that keys are read once for all of them."""

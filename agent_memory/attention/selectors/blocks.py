@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agent_memory_kernels import Operations
 
-from ...memory.layer_kv import LayerKV
+from ...memory.layer_kv import Keeps, LayerKV
 from ...memory.representatives import LayerRepresentatives, RepresentativePlan
 from .base import Ask, Bounds, Selection
 
@@ -27,10 +27,8 @@ class BlockSelector:
         ops: kernel implementation.
     """
 
-    needs_every_key = False
-
     def __init__(self, plan: RepresentativePlan, topk: int, ops: Operations) -> None:
-        self.representatives, self.topk, self._ops = plan, topk, ops
+        self.keeps, self.plan, self.topk, self._ops = Keeps(representatives=plan), plan, topk, ops
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """See the module; ``scaling`` is not used: the scores only rank."""
@@ -40,7 +38,7 @@ class BlockSelector:
         return [self._select(ask, kept) for ask in asks]
 
     def _select(self, ask: Ask, kept: LayerRepresentatives) -> Selection:
-        plan, bounds = self.representatives, ask.bounds
+        plan, bounds = self.plan, ask.bounds
         made = ((bounds.stops - plan.first) // plan.block).clamp(min=0, max=len(kept))
         count = int(made.max())
         rows = kept.rows(count)
@@ -55,7 +53,7 @@ class BlockSelector:
 
     def _lost(self, bounds: Bounds, count: int) -> Tensor:
         """Bool ``[blocks]``: those of which a part cannot be trusted."""
-        plan, size = self.representatives, bounds.block
+        plan, size = self.plan, bounds.block
         lost = torch.from_numpy(bounds.lost[plan.first // size : plan.end(count) // size]).to(bounds.stops.device)
         lost = torch.nn.functional.pad(lost, (0, count * plan.block // size - len(lost)))
         return lost.unflatten(0, (count, plan.block // size)).any(1) if count else lost

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agent_memory_kernels import Operations
 
-from ...memory.layer_kv import LayerKV
+from ...memory.layer_kv import Keeps, LayerKV
 from .base import Ask, Bounds, Selection, by_kv_head
 
 SCORES_AT_ONCE = 1 << 21
@@ -30,8 +30,7 @@ class TopKSelector:
         ops: kernel implementation.
     """
 
-    representatives = None
-    needs_every_key = True
+    keeps = Keeps(every_key=True)
 
     def __init__(self, k: int, clip: int, span: int, ops: Operations) -> None:
         self.k, self.clip, self.span, self._ops = k, clip, span, ops

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from ...memory.layer_kv import LayerKV
+from ...memory.layer_kv import Keeps, LayerKV
 from .base import Ask, Selection
 
 
 class WindowSelector:
     """Recalls nothing."""
 
-    representatives = None
-    needs_every_key = False
+    keeps = Keeps()
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Empty selections."""

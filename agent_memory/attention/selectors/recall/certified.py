@@ -1,0 +1,142 @@
+"""Chooses by a scan of every key in 8 bits, and proves that no other Blocks would have been chosen in fp32.
+
+Knows 8-bit keys, how far each can be from the true one, and how to read a Block's true keys. Scores are intervals; votes of intervals are
+intervals (every step of a vote is monotone in every score). Where intervals of the chosen and the others overlap, the Blocks between them
+are scored again with their true keys, until nothing is open.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agent_memory_kernels.reference import LEAST_SHARE
+
+from ....memory.layer_kv import ReadKeys
+from ....memory.summary import LayerSummary
+from ....types import BLOCK_TOKENS
+from .scan import common
+from .votes import Choice, Votes
+
+AT_ONCE = 64
+"""Blocks scored again at a time at least, where only what votes are normalised by is in doubt."""
+
+_EMPTY = float("-inf")
+
+
+class Certified:
+    """One layer's keys, for the queries of one forward.
+
+    Args:
+        votes: the rule.
+        summary: the layer's 8-bit keys.
+        read: reads true keys.
+        scale: logit factor.
+    """
+
+    def __init__(self, votes: Votes, summary: LayerSummary, read: ReadKeys, scale: float) -> None:
+        self._votes, self._summary, self._read, self._scale = votes, summary, read, scale
+
+    def choose(self, rows: Tensor, asking: int, candidates: Tensor) -> Choice:
+        """Choose for groups ``[G, Hk, m, d]`` among bool ``[G, n]``."""
+        return Choice.joined([self._choose(part, asking, allowed) for part, allowed in zip(rows, candidates, strict=True)])
+
+    def _choose(self, rows: Tensor, asking: int, candidates: Tensor) -> Choice:
+        count, summary = len(candidates), self._summary
+        scores, errors = self._votes.ops.block_bounds(rows, [summary.bounded(head, count) for head in range(len(rows))], self._scale)
+        scores += common(rows, summary, self._scale)
+        scored = scores.numel() * BLOCK_TOKENS
+        # Not scored with true keys yet: where heads choose together a Block is scored for all of them.
+        open_ = candidates.expand(len(rows) if self._votes.rule.scope == "kv_head" else 1, -1).clone()
+        errors.masked_fill_(~open_[:, None], 0.0)
+        rescored = 0
+        while True:
+            chosen = self._votes.best(self._votes.cast(scores[None].clone(), asking, candidates[None, None]))
+            again = self._unproven(scores, errors, asking, candidates, chosen, open_)
+            if again is None:
+                break
+            scored += self._score_again(rows, again, scores)
+            rescored += int(again.sum())
+            open_ &= ~again
+            errors.masked_fill_(~open_[:, None], 0.0)
+        return Choice(chosen, True, True, scored, rescored)
+
+    def _unproven(self, scores: Tensor, errors: Tensor, asking: int, candidates: Tensor, chosen: Tensor, open_: Tensor) -> Tensor | None:
+        """Bool ``[1 or Hk, n]``: Blocks to score with true keys before ``chosen [1, S, b]`` is proven; None if it is."""
+        if not bool(open_.any()):
+            return None
+        doubtful = self._doubtful(scores, errors, asking, candidates, chosen)
+        if doubtful is None:
+            return None
+        if bool((open_ == candidates).all()):
+            # The chosen first: once their scores are known, fewer others can be better.
+            doubtful &= torch.zeros_like(open_).scatter_reduce_(1, chosen[0].clamp(min=0), chosen[0] >= 0, "amax")
+        again = doubtful & open_
+        return again if bool(again.any()) else _loudest(scores, errors, candidates, open_)
+
+    def _score_again(self, rows: Tensor, again: Tensor, scores: Tensor) -> int:
+        """Write the true scores of the Blocks ``again``; returns how many keys were scored for it."""
+        together = len(again) == 1
+        for number, row in enumerate(again):
+            heads = slice(None) if together else slice(number, number + 1)
+            for part in row.nonzero()[:, 0].split(512):
+                keys, sound = self._read(part, None if together else number)
+                best = torch.einsum("hmd,nhbd->hmnb", rows[heads].float(), keys.float()).amax(-1).mul_(self._scale)
+                scores[heads, :, part] = best.masked_fill(~sound, _EMPTY)
+        return int(again.sum()) * BLOCK_TOKENS * rows.shape[1] * (len(rows) if together else 1)
+
+    def _doubtful(self, scores: Tensor, errors: Tensor, asking: int, candidates: Tensor, chosen: Tensor) -> Tensor | None:
+        """Bool ``[S, n]``: Blocks of which it is open whether they belong to ``chosen [1, S, b]``; None if all is proven."""
+        low, high = vote_bounds(self._votes, scores - errors, scores + errors, asking, candidates)
+        blocks, least, most = chosen[0], low[0], high[0]
+        taken = torch.zeros_like(least, dtype=torch.bool).scatter_reduce_(1, blocks.clamp(min=0), blocks >= 0, "amax")
+        worst = least.masked_fill(~taken, float("inf")).amin(1, keepdim=True)
+        best = most.masked_fill(taken, _EMPTY).amax(1, keepdim=True)
+        full = (blocks >= 0).all(1, keepdim=True)
+        # With fewer than may be chosen, all others were left out for their distance: that too has to be certain.
+        proven = torch.where(full, worst > best, (worst > _EMPTY) & (best == _EMPTY))
+        if bool(proven.all()):
+            return None
+        surely = least.topk(min(blocks.shape[1], least.shape[1])).values[:, -1:]  # the last of the chosen has at least this vote
+        return torch.where(full, most >= surely, most > _EMPTY) & ~proven
+
+
+def vote_bounds(votes: Votes, low: Tensor, high: Tensor, asking: int, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest vote fp32 ``[1, 1 or S, n]`` that scores between ``low`` and ``high [S, m, n]`` can give.
+
+    Args:
+        votes: the rule.
+        low, high: bounds of scores.
+        asking: rows that ask.
+        candidates: bool ``[n]``.
+    """
+    rule = votes.rule
+    low, high = (bound[None].masked_fill(~candidates, _EMPTY) for bound in (low, high))
+    if rule.vote == "softmax":
+        low, high = low - high.logsumexp(-1, keepdim=True), (high - low.logsumexp(-1, keepdim=True)).clamp(max=0.0)
+    if not rule.echoes:
+        return votes.shared(low.amax(2)), votes.shared(high.amax(2))
+    least, most = (votes.shared(_echoed(votes, bound, asking)) for bound in (low, high))
+    kept = least >= most.amax(-1, keepdim=True) - rule.margin
+    dropped = most < least.amax(-1, keepdim=True) - rule.margin
+    return least.masked_fill(~kept, _EMPTY).amax(2), most.masked_fill(dropped, _EMPTY).amax(2)
+
+
+def _echoed(votes: Votes, shares: Tensor, asking: int) -> Tensor:
+    """``Operations.echo`` of log shares that are known already."""
+    rule = votes.rule
+    floor = shares.exp().add_(LEAST_SHARE).log_()
+    floor[..., 1:] = torch.maximum(floor[..., 1:], floor[..., :-1].clone())
+    rows = torch.arange(shares.shape[2], device=shares.device)
+    heard = (rows <= rows[-asking:, None]) & (rows > rows[-asking:, None] - rule.heard)
+    weights = heard.float() * rule.echo / heard.sum(1, keepdim=True)
+    return shares[:, :, -asking:] + weights @ floor
+
+
+def _loudest(scores: Tensor, errors: Tensor, candidates: Tensor, open_: Tensor) -> Tensor:
+    """Bool ``[1 or Hk, n]``: of the Blocks not scored with true keys, those whose errors count most in what votes are normalised by."""
+    share = (scores + errors).masked_fill(~candidates, _EMPTY).softmax(-1)
+    weight = (share * errors).amax(1)
+    weight = (weight.amax(0, keepdim=True) if len(open_) == 1 else weight).masked_fill(~open_, _EMPTY)
+    best = weight.topk(min(AT_ONCE, weight.shape[1])).indices
+    return torch.zeros_like(open_).scatter_(1, best, True) & open_

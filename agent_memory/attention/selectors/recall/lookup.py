@@ -1,0 +1,134 @@
+"""Chooses among the Blocks that clusters of like keys lead to, so that the cost does not grow with the memory.
+
+Knows clusters and 8-bit keys of a layer. A query opens the clusters whose centres it points at most; Blocks with the keys it gives the
+largest share there are scanned whole, and so is everything that is in no cluster yet. The keys a query points at most lie in those
+clusters nearly always, but not always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agent_memory_kernels.reference import BLOCKS_AT_ONCE
+
+from ....memory.clusters import RUN, STEP_TOKENS, LayerClusters
+from ....memory.summary import LayerSummary
+from ....types import BLOCK_TOKENS
+from ..base import Ask
+from .scan import best_of_blocks
+from .votes import Choice, Votes
+
+CHOICE = 4
+"""Keys taken for each Block that may be chosen, at least."""
+
+ALONE = 16
+"""Clusters opened for each KV head, at least, however few queries there are to open them."""
+
+RECENT_BLOCKS = 2 * STEP_TOKENS // BLOCK_TOKENS
+"""Blocks at the end that are scanned whole: all that are in no cluster yet, and so many that the product has one shape."""
+
+
+class Lookup:
+    """One layer's clusters and keys, for the queries of one forward.
+
+    Args:
+        votes: the rule.
+        clusters: the layer's.
+        summary: the layer's keys.
+        scale: logit factor.
+    """
+
+    def __init__(self, votes: Votes, clusters: LayerClusters, summary: LayerSummary, scale: float) -> None:
+        self._votes, self._clusters, self._summary, self._scale = votes, clusters, summary, scale
+
+    def choose(self, rows: list[Tensor], asks: Sequence[Ask], candidates: list[Tensor]) -> list[Choice]:
+        """Choose for asks: of each the rows ``[G, Hk, m, d]`` and bool ``[G, blocks]``."""
+        rows = [part.float() for part in rows]
+        flat = torch.cat([part.transpose(0, 1).flatten(1, 2) for part in rows], dim=1)
+        picked = self._nearest(flat, max(self._votes.rule.probes, ALONE // min(part.shape[2] for part in rows)))
+        count = max(allowed.shape[1] for allowed in candidates)
+        first = max(0, min(self._clusters.blocks, count - RECENT_BLOCKS))
+        late = self._maxima(flat, [self._summary.span_keys(head, first, count) for head in range(len(flat))])
+        choices, at = [], 0
+        for part, ask, allowed in zip(rows, asks, candidates, strict=True):
+            groups = []
+            for one, wanted in zip(part, allowed, strict=True):
+                own = slice(at, at + one.shape[1])
+                opened = [clusters[own] for clusters in picked]
+                groups.append(self._choose(one, opened, late[:, own], first, ask.asking, wanted))
+                at = own.stop
+            choices.append(Choice.joined(groups))
+        return choices
+
+    def _nearest(self, rows: Tensor, probes: int) -> list[Tensor]:
+        """The clusters in which each of ``rows [Hk, n, d]`` can expect the largest product: for each KV head int64 ``[n, probes]``."""
+        picked = []
+        for row, head in zip(rows, self._clusters.heads, strict=True):
+            centres, reach = head.in_runs()
+            expected = torch.addmm(torch.outer(row.norm(dim=-1), reach), row, centres.T)
+            picked.append(_top_few(expected.unflatten(-1, (-1, RUN)), min(probes, len(head))))
+        return picked
+
+    def _choose(self, rows: Tensor, opened: list[Tensor], late: Tensor, first: int, asking: int, wanted: Tensor) -> Choice:
+        """Choose for one group.
+
+        Args:
+            rows: ``[Hk, m, d]``.
+            opened: for each KV head the clusters of each row.
+            late: best products with the recent Blocks, ``[Hk, m, *]``.
+            first: the first of those.
+            asking: rows that ask.
+            wanted: bool ``[blocks]``, the candidates.
+        """
+        count = len(wanted)
+        border = min(self._clusters.blocks, count)
+        found, scored = self._found(rows, opened, border)
+        early = self._maxima(rows, self._padded(found))[..., : len(found)]
+        blocks = torch.cat([found, torch.arange(border, count, device=found.device)])
+        best = torch.cat([early, late[..., border - first : count - first]], dim=2)
+        scored += best.numel() * BLOCK_TOKENS
+        candidates = wanted[blocks]
+        if not bool(candidates.any()):
+            return Choice(blocks.new_full((1, 1, self._votes.rule.blocks), -1), False, False, scored)
+        follows = torch.nn.functional.pad(blocks[1:] == blocks[:-1] + 1, (1, 0))
+        places = self._votes.best(self._votes.cast(best[None], asking, candidates[None, None], follows))
+        return Choice(blocks[places.clamp(min=0)].masked_fill(places < 0, -1), False, False, scored)
+
+    def _found(self, rows: Tensor, opened: list[Tensor], border: int) -> tuple[Tensor, int]:
+        """Blocks before ``border`` worth scanning, int64 ascending, and how many keys and centres were scored to know.
+
+        Every query brings the Blocks of its best keys, and where queries hear each other the Block after each: a fact may begin in one
+        and have its value in the next.
+        """
+        rule = self._votes.rule
+        each = max(rule.found, CHOICE * rule.blocks // (len(rows) * rows.shape[1]))
+        tokens, scored = [], 0
+        for number, head in enumerate(self._clusters.heads):
+            members = head.tokens_of(opened[number].unique())
+            among = members[members < border * BLOCK_TOKENS]
+            keys, steps = self._summary.scanned_keys(number, among)
+            scores = (rows[number] @ keys.float().T).mul_(steps * self._scale)
+            tokens.append(among[scores.topk(min(each, len(among)), sorted=False).indices.flatten()])
+            scored += rows.shape[1] * (len(among) + len(head))
+        numbers = torch.cat(tokens).div(BLOCK_TOKENS, rounding_mode="floor")
+        numbers = (torch.cat([numbers, numbers + 1]) if rule.echoes else numbers).unique()
+        return numbers[numbers < border], scored
+
+    def _padded(self, blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and steps of each KV head's ``blocks``, filled up where they are so few that the product would have a shape of its own."""
+        full = torch.nn.functional.pad(blocks, (0, max(0, BLOCKS_AT_ONCE - len(blocks))))
+        return [self._summary.block_keys(head, full) for head in range(self._summary.kv_heads)]
+
+    def _maxima(self, rows: Tensor, keys: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return best_of_blocks(self._votes, rows, [[pair] for pair in keys], self._summary, self._scale)
+
+
+def _top_few(scores: Tensor, few: int) -> Tensor:
+    """Places of the ``few`` largest of each row, int64 ``[n, few]``, of ``scores [n, runs, RUN]``: they lie in the runs with the largest
+    maxima, so that only those are looked at twice."""
+    runs = scores.amax(-1).topk(min(few, scores.shape[1]), dim=-1, sorted=False).indices
+    within = scores.gather(1, runs[..., None].expand(-1, -1, RUN)).flatten(1).topk(few, dim=-1, sorted=False).indices
+    return runs.gather(1, within.div(RUN, rounding_mode="floor")) * RUN + within % RUN

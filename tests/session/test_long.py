@@ -1,0 +1,94 @@
+"""Sessions so long that keys are looked up through clusters: what is kept still depends on the tokens alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent_memory.memory.clusters import Fetch, KeyClusters
+from agent_memory.pocket import data
+from agent_memory.session import Session
+from tests.session.conftest import MakeRuntime, story
+
+METHOD = "recall:clusters_from=2048"
+TEXTS = story(5, 30)
+
+
+def append(session: Session, texts: list[str], prefill: bool = False) -> None:
+    for text in texts:
+        session.append("tool", text, name="read", prefill=prefill)
+
+
+def newest(session: Session) -> torch.Tensor:
+    """Keys of the last 300 tokens of every layer."""
+    session.prefill()
+    kv = session.engine.kv
+    assert any(part.clusters is not None and part.clusters.blocks for part in kv.layers)
+    return torch.stack([part.window.view(kv.length - 300, kv.length)[0] for part in kv.layers]).clone()
+
+
+def clusters(session: Session) -> list[torch.Tensor]:
+    """Everything that is known of the clusters."""
+    parts = [part.clusters for part in session.engine.kv.layers if part.clusters is not None]
+    heads = [head for part in parts for head in part.heads if head.tokens]
+    return [rows.clone() for head in heads for rows in (*head.state().values(), head.centres, head.reach)]
+
+
+@pytest.fixture
+def expected(make_runtime: MakeRuntime, tmp_path: Path) -> torch.Tensor:
+    """What one long prefill makes."""
+    with make_runtime(method=METHOD, store=tmp_path / "whole").session("a") as session:
+        append(session, TEXTS)
+        return newest(session)
+
+
+def test_cut_into_appends_with_replies_on_forks(make_runtime: MakeRuntime, expected: torch.Tensor) -> None:
+    with make_runtime(method=METHOD).session("a") as session:
+        for at, text in enumerate(TEXTS):
+            append(session, [text], prefill=True)
+            if at % 10 == 9:
+                child = session.fork(f"b{at}")
+                child.reply(data.question("foo-bar", "version"), max_new_tokens=30)
+                child.close(keep=False)
+        torch.testing.assert_close(newest(session), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_clean_reopening_takes_the_clusters_up_as_they_were(make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make_runtime(method=METHOD).session("a") as session:
+        append(session, TEXTS, prefill=True)
+        before = clusters(session)
+    made: list[int] = []
+    add = KeyClusters.add
+
+    def counted(self: KeyClusters, keys: torch.Tensor, fetch: Fetch) -> None:
+        made.append(len(keys))
+        add(self, keys, fetch)
+
+    monkeypatch.setattr(KeyClusters, "add", counted)
+    with make_runtime(method=METHOD).session("a") as session:
+        after = clusters(session)  # before any forward
+        assert len(before) == len(after) > 0
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert made == []  # read, not made again
+    with make_runtime(method="recall:clusters_from=65536").session("a") as session:
+        assert clusters(session) == []  # those of another start are not these
+    with make_runtime(method="recall:scan=keys").session("a") as session:
+        session.append("tool", TEXTS[0], name="read")
+
+
+def test_reopened_and_killed_half_way(make_runtime: MakeRuntime, expected: torch.Tensor, tmp_path: Path) -> None:
+    with make_runtime(method=METHOD).session("a") as session:
+        append(session, TEXTS[:20])
+        session.prefill()
+    runtime = make_runtime(method=METHOD)
+    session = runtime.session("a")
+    append(session, TEXTS[20:])
+    session.prefill()
+    shutil.copytree(tmp_path / "store", tmp_path / "as it was")
+    torch.testing.assert_close(newest(session), expected, atol=1e-3, rtol=1e-3)
+    session.close()
+    with make_runtime(method=METHOD, store=tmp_path / "as it was").session("a") as again:
+        torch.testing.assert_close(newest(again), expected, atol=1e-3, rtol=1e-3)
