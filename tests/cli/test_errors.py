@@ -11,7 +11,7 @@ from agent_memory.cli import app
 from tests.cli.conftest import Result
 
 Cli = Callable[..., Result]
-MEASURES = {"demo", "eval"}
+MEASURES = {"bench", "demo", "eval"}
 """They use Stores of their own."""
 COMMANDS = sorted(str(found.name) for found in app.registered_commands)
 

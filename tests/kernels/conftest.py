@@ -14,7 +14,7 @@ BEHIND = 256
 """Numbers behind what ``torch.empty`` gives in a kernel test."""
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":  # before a kernel is defined: it is then that Triton looks
+if DEVICE == "cpu":  # before Triton is imported: it is then that it looks. Where all tests run, tests/conftest.py was earlier.
     os.environ["TRITON_INTERPRET"] = "1"
 
 
