@@ -29,7 +29,7 @@ def draw_ratios(rows: list[dict[str, Any]], path: Path) -> Path:
     axis.invert_yaxis()
     axis.set_xscale("log")
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set_xlabel("times faster than the baseline; hatched: times the cost")
+    axis.set_xlabel("times faster; hatched: times the cost")
     axis.margins(x=0.15)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -23,7 +23,7 @@ from ..session import Session
 from ..types import Budget
 from .compare import Progress, Ratio, compare, counted
 
-DEVICE = "512MiB"
+DEVICE = "1GiB"
 QUESTION = "Which of all the records you have read would you read again first, and why? Take your time."
 REPLY_TOKENS = 24
 TURN_TOKENS = 1024
@@ -100,7 +100,7 @@ def reopening(store: Path, tokens: int, progress: Progress) -> Iterator[Ratio]:
         progress("R6: prefilling again")
         ids = session.timeline.tokens(0, session.tokens)
         started = time.perf_counter()
-        runtime.score(torch.as_tensor(ids), of=range(len(ids) - 1, len(ids)), alone=len(ids))
+        runtime.score(torch.as_tensor(ids, dtype=torch.int64), of=range(len(ids) - 1, len(ids)), alone=len(ids))
         prefill = time.perf_counter() - started
     progress("R6: reopening")
     with Runtime.load(store=store, budget=Budget(device=DEVICE)) as runtime:
