@@ -107,8 +107,8 @@ def test_four_times_the_memory_is_not_four_times_the_work():
     for steps in (2, 8):
         keys = crowd(11, steps * STEP_TOKENS)
         scored.append(choose(rule, asking(keys, [500, 501]), [keys.shape[1]], layer_of(keys)).keys_scored)
-    centres = HEADS * 16 * 6 * STEP_TOKENS / MEMBERS * 3  # what grows: one product a cluster, which are a third full at worst
-    assert scored[1] - scored[0] < centres + HEADS * 16 * MEMBERS * 16  # and the clusters opened differ a little
+    centres = HEADS * 6 * STEP_TOKENS / MEMBERS * 3  # what grows: one product a cluster, which are a third full at worst
+    assert scored[1] - scored[0] < centres + HEADS * MEMBERS * 16  # and the clusters opened differ a little
     assert scored[1] < 1.6 * scored[0]
 
 

@@ -45,7 +45,7 @@ class Certified:
         count, summary = len(candidates), self._summary
         scores, errors = self._votes.ops.block_bounds(rows, [summary.bounded(head, count) for head in range(len(rows))], self._scale)
         scores += common(rows, summary, self._scale)
-        scored = scores.numel() * BLOCK_TOKENS
+        scored = len(rows) * count * BLOCK_TOKENS
         # Not scored with true keys yet: where heads choose together a Block is scored for all of them.
         open_ = candidates.expand(len(rows) if self._votes.rule.scope == "kv_head" else 1, -1).clone()
         errors.masked_fill_(~open_[:, None], 0.0)
@@ -83,7 +83,7 @@ class Certified:
                 keys, sound = self._read(part, None if together else number)
                 best = torch.einsum("hmd,nhbd->hmnb", rows[heads].float(), keys.float()).amax(-1).mul_(self._scale)
                 scores[heads, :, part] = best.masked_fill(~sound, _EMPTY)
-        return int(again.sum()) * BLOCK_TOKENS * rows.shape[1] * (len(rows) if together else 1)
+        return int(again.sum()) * BLOCK_TOKENS * (len(rows) if together else 1)
 
     def _doubtful(self, scores: Tensor, errors: Tensor, asking: int, candidates: Tensor, chosen: Tensor) -> Tensor | None:
         """Bool ``[S, n]``: Blocks of which it is open whether they belong to ``chosen [1, S, b]``; None if all is proven."""

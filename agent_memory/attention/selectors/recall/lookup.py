@@ -89,7 +89,7 @@ class Lookup:
         early = self._maxima(rows, self._padded(found))[..., : len(found)]
         blocks = torch.cat([found, torch.arange(border, count, device=found.device)])
         best = torch.cat([early, late[..., border - first : count - first]], dim=2)
-        scored += best.numel() * BLOCK_TOKENS
+        scored += len(best) * len(blocks) * BLOCK_TOKENS
         candidates = wanted[blocks]
         if not bool(candidates.any()):
             return Choice(blocks.new_full((1, 1, self._votes.rule.blocks), -1), False, False, scored)
@@ -112,7 +112,7 @@ class Lookup:
             keys, steps = self._summary.scanned_keys(number, among)
             scores = (rows[number] @ keys.float().T).mul_(steps * self._scale)
             tokens.append(among[scores.topk(min(each, len(among)), sorted=False).indices.flatten()])
-            scored += rows.shape[1] * (len(among) + len(head))
+            scored += len(among) + len(head)
         numbers = torch.cat(tokens).div(BLOCK_TOKENS, rounding_mode="floor")
         numbers = (torch.cat([numbers, numbers + 1]) if rule.echoes else numbers).unique()
         return numbers[numbers < border], scored
