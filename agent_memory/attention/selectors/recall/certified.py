@@ -70,7 +70,7 @@ class Certified:
             return None
         if bool((open_ == candidates).all()):
             # The chosen first: once their scores are known, fewer others can be better.
-            doubtful &= torch.zeros_like(open_).scatter_reduce_(1, chosen[0].clamp(min=0), chosen[0] >= 0, "amax")
+            doubtful &= _taken(chosen[0], len(candidates))
         again = doubtful & open_
         return again if bool(again.any()) else _loudest(scores, errors, candidates, open_)
 
@@ -89,7 +89,7 @@ class Certified:
         """Bool ``[S, n]``: Blocks of which it is open whether they belong to ``chosen [1, S, b]``; None if all is proven."""
         low, high = vote_bounds(self._votes, scores - errors, scores + errors, asking, candidates)
         blocks, least, most = chosen[0], low[0], high[0]
-        taken = torch.zeros_like(least, dtype=torch.bool).scatter_reduce_(1, blocks.clamp(min=0), blocks >= 0, "amax")
+        taken = _taken(blocks, len(candidates))
         worst = least.masked_fill(~taken, float("inf")).amin(1, keepdim=True)
         best = most.masked_fill(taken, _EMPTY).amax(1, keepdim=True)
         full = (blocks >= 0).all(1, keepdim=True)
@@ -131,6 +131,12 @@ def _echoed(votes: Votes, shares: Tensor, asking: int) -> Tensor:
     heard = (rows <= rows[-asking:, None]) & (rows > rows[-asking:, None] - rule.heard)
     weights = heard.float() * rule.echo / heard.sum(1, keepdim=True)
     return shares[:, :, -asking:] + weights @ floor
+
+
+def _taken(blocks: Tensor, count: int) -> Tensor:
+    """Bool ``[S, count]``: which of ``count`` Blocks are among ``blocks [S, b]``, padded with -1."""
+    none = torch.zeros((len(blocks), count), dtype=torch.bool, device=blocks.device)
+    return none.scatter_reduce_(1, blocks.clamp(min=0), blocks >= 0, "amax")
 
 
 def _loudest(scores: Tensor, errors: Tensor, candidates: Tensor, open_: Tensor) -> Tensor:

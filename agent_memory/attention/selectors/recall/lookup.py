@@ -1,8 +1,8 @@
 """Chooses among the Blocks that clusters of like keys lead to, so that the cost does not grow with the memory.
 
-Knows clusters and 8-bit keys of a layer. A query opens the clusters whose centres it points at most; Blocks with the keys it gives the
-largest share there are scanned whole, and so is everything that is in no cluster yet. The keys a query points at most lie in those
-clusters nearly always, but not always.
+Knows clusters and 8-bit keys of a layer. A query opens the clusters in which it can expect the largest product; the Blocks of its best keys
+there are scanned whole, and so is everything that is in no cluster yet. The keys a query points at most lie in those clusters nearly
+always, but not always.
 """
 
 from __future__ import annotations
