@@ -77,6 +77,23 @@ def test_what_a_query_points_at_is_found_wherever_it_is(place):
     assert chosen.certified == "no"
 
 
+def test_groups_choose_the_same_whoever_asks_beside_them():
+    keys = crowd(13, 3 * STEP_TOKENS + 320)
+    layer = layer_of(keys)
+    end = keys.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    bounds = Bounds(SINK, torch.tensor([end]), np.zeros(end // BLOCK, dtype=bool), BLOCK)
+    group, single = (Ask(torch.randn((1, 4, n, DIM), generator=generator) * 3, n, bounds) for n in (16, 1))
+    for echo in (0.0, 4.0):
+        selector = RecallSelector(RecallRule(blocks=2, probes=1, found=1, echo=echo, clusters_from=STEP_TOKENS), operations())
+        apart = [selector.select([ask], DIM**-0.5, layer)[0].tokens for ask in (group, single)]
+        together = [chosen.tokens for chosen in selector.select([group, single], DIM**-0.5, layer)]
+        assert all(torch.equal(one, other) for one, other in zip(apart, together, strict=True))
+        assert (
+            selector.select([group], DIM**-0.5, layer)[0].keys_scored == selector.select([group, single], DIM**-0.5, layer)[0].keys_scored
+        )
+
+
 def test_the_future_and_lost_blocks_are_not_chosen():
     keys = crowd(10, 3 * STEP_TOKENS)
     layer = layer_of(keys)

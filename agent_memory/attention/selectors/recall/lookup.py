@@ -48,18 +48,18 @@ class Lookup:
         """Choose for asks: of each the rows ``[G, Hk, m, d]`` and bool ``[G, blocks]``."""
         rows = [part.float() for part in rows]
         flat = torch.cat([part.transpose(0, 1).flatten(1, 2) for part in rows], dim=1)
-        picked = self._nearest(flat, max(self._votes.rule.probes, ALONE // min(part.shape[2] for part in rows)))
         count = max(allowed.shape[1] for allowed in candidates)
         first = max(0, min(self._clusters.blocks, count - RECENT_BLOCKS))
         late = self._maxima(flat, [self._summary.span_keys(head, first, count) for head in range(len(flat))])
         choices, at = [], 0
         for part, ask, allowed in zip(rows, asks, candidates, strict=True):
+            m = part.shape[2]
+            # For each ask by itself: what a group finds must not depend on who asks beside it.
+            picked = self._nearest(part.transpose(0, 1).flatten(1, 2), max(self._votes.rule.probes, ALONE // m))
             groups = []
-            for one, wanted in zip(part, allowed, strict=True):
-                own = slice(at, at + one.shape[1])
-                opened = [clusters[own] for clusters in picked]
-                groups.append(self._choose(one, opened, late[:, own], first, ask.asking, wanted))
-                at = own.stop
+            for one, wanted, *opened in zip(part, allowed, *(clusters.split(m) for clusters in picked), strict=True):
+                groups.append(self._choose(one, opened, late[:, at : at + m], first, ask.asking, wanted))
+                at += m
             choices.append(Choice.joined(groups))
         return choices
 
