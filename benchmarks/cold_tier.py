@@ -96,8 +96,9 @@ def collect(tokens: int, questions: int, seed: int) -> list[Case]:
                     for number, part in enumerate(child.engine.kv.layers):
                         for query, blocks in watched.seen.get(id(part), []):
                             tokens_of = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).reshape(1, 1, -1)
-                            found = child.engine.kv.gather(number, tokens_of)
-                            kv = torch.stack([found.keys[0], found.values[0]]).unflatten(2, (len(blocks), BLOCK)).permute(2, 0, 1, 3, 4)
+                            out = part.sink.new_empty((2, 1, part.sink.shape[1], tokens_of.shape[2], part.sink.shape[3]))
+                            child.engine.kv.gather(number, tokens_of, out)
+                            kv = out[:, 0].unflatten(2, (len(blocks), BLOCK)).permute(2, 0, 1, 3, 4)
                             cases.append(Case(query, kv, number))
     return cases
 

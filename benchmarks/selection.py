@@ -24,8 +24,8 @@ from agent_memory.attention.methods import Method, derive_sizes
 from agent_memory.attention.selectors import Ask, Selection, WindowSelector
 from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.evaluate.haystack import Needle, make_haystack
+from agent_memory.memory.grid import coarsen, quantise
 from agent_memory.memory.layer_kv import Keeps, LayerKV
-from agent_memory.memory.summary import coarsen, quantise
 from agent_memory.pocket import data
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session

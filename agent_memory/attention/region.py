@@ -169,7 +169,7 @@ def _angles(regions: Sequence[Region], rotary: Rotary, layer: int) -> list[tuple
     if all(not p.is_floating_point() for p in flat):
         largest = max(int(p.max()) for p in flat if p.numel())
         cos, sin = rotary.table(layer, largest + 1)
-        pairs = [(cos[0][p], sin[0][p]) for p in flat]
+        pairs = [(_at(cos[0], p), _at(sin[0], p)) for p in flat]
     else:
         joined = torch.cat([p.reshape(-1).float() for p in flat])
         cos, sin = rotary.cos_sin(layer, joined)
@@ -179,6 +179,10 @@ def _angles(regions: Sequence[Region], rotary: Rotary, layer: int) -> list[tuple
             for c, s, p in zip(torch.split(cos[0], sizes), torch.split(sin[0], sizes), flat, strict=True)
         ]
     return list(zip(pairs[0::2], pairs[1::2], strict=True))
+
+
+def _at(table: Tensor, positions: Tensor) -> Tensor:
+    return table.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
 
 
 def rotated(x: Tensor, position: int, rotary: Rotary, layer: int) -> Tensor:

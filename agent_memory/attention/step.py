@@ -263,23 +263,24 @@ class MemoryStep:
         """Sink, selected, local and own tokens of groups of queries."""
         layer, device = self.kv.layers[rule.index], groups.queries.device
         count, _, asking, _ = groups.queries.shape
-        width = sizes.local + groups.length
-        near_k, near_v = layer.window.spans(groups.first - sizes.local, sizes.group, count, width)
+        scope, recalled = chosen.tokens.shape[1:]
+        width, near_from = sizes.local + groups.length, sizes.sink + recalled
+        kv = layer.sink.new_empty((2, count, layer.sink.shape[1], near_from + width, layer.sink.shape[3]))
+        kv[:, :, :, : sizes.sink] = layer.sink[:, None]
+        kv[0, :, :, near_from:], kv[1, :, :, near_from:] = layer.window.spans(groups.first - sizes.local, sizes.group, count, width)
         near = groups.bounds.stops[:, None] + torch.arange(width, device=device)
-        sink = layer.sink[:, None].expand(-1, count, -1, -1, -1)
-        sink_tokens = torch.arange(sizes.sink, device=device).expand(count, -1)
-        scope = chosen.tokens.shape[1]
-        parts_k, parts_v, tokens = [sink[0]], [sink[1]], [sink_tokens[:, None].expand(-1, scope, -1)]
-        if chosen.tokens.shape[2]:
-            gathered = self.kv.gather(rule.index, chosen.tokens, exact=self._traced(groups) is None)
-            parts_k.append(gathered.keys)
-            parts_v.append(gathered.values)
-            tokens.append(chosen.tokens.masked_fill(~gathered.valid, -1))
+        tokens = torch.cat([torch.arange(sizes.sink, device=device).expand(count, scope, -1), chosen.tokens, _spread(near, scope)], 2)
+        if recalled:
             trace = self._traced(groups)
+            read = self.kv.gather(rule.index, chosen.tokens, kv[:, :, :, sizes.sink : near_from], blocks=chosen.blocks, exact=trace is None)
+            tokens[:, :, sizes.sink : near_from].masked_fill_(~read.valid, -1)
             if trace is not None:
-                trace.read(gathered.blocks, gathered.tiers)
-        tokens.append(near[:, None].expand(-1, scope, -1))
-        return Attended(torch.cat([*parts_k, near_k], 2), torch.cat([*parts_v, near_v], 2), torch.cat(tokens, 2), near[:, -asking:])
+                trace.read(read.blocks, read.tiers)
+        return Attended(kv[0], kv[1], tokens, near[:, -asking:])
+
+
+def _spread(tokens: Tensor, scope: int) -> Tensor:
+    return tokens[:, None].expand(-1, scope, -1)
 
 
 def _nothing(queries: Tensor) -> Selection:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from agent_memory_kernels import operations
 
@@ -28,6 +27,7 @@ from ..attention.trace import Trace
 from ..memory.cache import TieredCache
 from ..memory.layer_kv import KVPlan
 from ..memory.session_kv import SessionKV
+from ..model.rope import half_rotation
 from ..types import BLOCK_TOKENS, Budget, KVLayout
 from .compare import Progress, Ratio, compare
 
@@ -47,11 +47,11 @@ class _NoDisk:
 class _Rotary:
     """Llama's rotary embedding, base 500,000, applied as the attached model does."""
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, dtype: torch.dtype) -> None:
         inverse = 500_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
         angles = torch.outer(torch.arange(longest), inverse)
         both = torch.cat([angles, angles], dim=-1)
-        self._cos, self._sin = both.cos()[None], both.sin()[None]
+        self._cos, self._sin = both.cos()[None].to(dtype), both.sin()[None].to(dtype)
 
     def cos_sin(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self._cos[:, positions], self._sin[:, positions]
@@ -60,8 +60,7 @@ class _Rotary:
         return self._cos[:, :n], self._sin[:, :n]
 
     def rotate(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rotated: Tensor = apply_rotary_pos_emb(x, x[:, :0], cos.to(x.dtype), sin.to(x.dtype))[0]
-        return rotated
+        return half_rotation(x, cos, sin)
 
 
 class LongLayer:
@@ -79,7 +78,7 @@ class LongLayer:
         cache = TieredCache(layout, Budget(device=bytes_of), min_blocks=256, unsaved_blocks=256)
         plan = KVPlan(SIZES.sink, SIZES.attended + 1024, (True,), self.method.selector.keeps, SIZES.attended)
         self.kv = SessionKV(layout, plan, cache, _NoDisk())
-        self.rotary, self.recent, self.trace = _Rotary(SIZES.attended + 64), RecentQueries(), Trace()
+        self.rotary, self.recent, self.trace = _Rotary(SIZES.attended + 64, dtype), RecentQueries(), Trace()
         for at in range(0, tokens, 2048):
             self.kv.append(0, *self.made(min(2048, tokens - at)))
 

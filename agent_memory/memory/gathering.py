@@ -1,4 +1,4 @@
-"""Rows of chosen tokens out of a pool of Blocks, and two gatherings as one.
+"""Keys and values of chosen tokens out of a pool of Blocks, written where attention reads them, and two gatherings as one.
 
 Knows shapes; nothing of Tiers, or of who chose.
 """
@@ -12,23 +12,30 @@ from torch import Tensor
 from .layer_kv import Gathered
 
 
-def token_rows(pool: Tensor, slots: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ``[G, Hk, n, d]`` of keys and values out of ``pool [slots, 2, Hk, size, d]``, at ``offsets`` of ``slots`` ``[G, S, n]``."""
+def write_tokens(pool: Tensor, slots: Tensor, offsets: Tensor, out: Tensor) -> None:
+    """Write rows at ``offsets`` of ``slots``, both int64 ``[G, S, n]``, of ``pool [slots, 2, Hk, size, d]`` to ``out [2, G, Hk, n, d]``."""
     _, _, heads, size, dim = pool.shape
     head = torch.arange(heads, device=pool.device)[None, :, None]
     rows = (slots * (2 * heads) + head) * size + offsets
     flat = pool.reshape(-1, dim)
-    shape = (*rows.shape, dim)
-    return flat.index_select(0, rows.reshape(-1)).view(shape), flat.index_select(0, (rows + heads * size).reshape(-1)).view(shape)
+    for part, shift in enumerate((0, heads * size)):
+        out[part] = flat.index_select(0, (rows + shift).reshape(-1)).view(*rows.shape, dim)
+
+
+def write_blocks(pool: Tensor, slots: Tensor, out: Tensor) -> None:
+    """Write whole Blocks in ``slots``, int64 ``[G, S, b]``, of ``pool [slots, 2, Hk, size, d]`` to ``out [2, G, Hk, b * size, d]``: keys
+    of a Block, and its values, are one run of bytes for each KV head."""
+    _, _, heads, size, dim = pool.shape
+    groups, scope, count = slots.shape
+    flat, rows = pool.view(-1, size * dim), slots * (2 * heads)
+    for group in range(groups):
+        for head in range(heads):
+            own = rows[group, head % scope] + head
+            for part in range(2):
+                torch.index_select(flat, 0, own + part * heads, out=out[part, group, head].view(count, size * dim))
 
 
 def joined(a: Gathered, b: Gathered) -> Gathered:
     """What was gathered for some groups, and for those after them."""
     blocks, first = np.unique(np.concatenate([a.blocks, b.blocks]), return_index=True)
-    return Gathered(
-        torch.cat([a.keys, b.keys]),
-        torch.cat([a.values, b.values]),
-        torch.cat([a.valid, b.valid]),
-        blocks,
-        np.concatenate([a.tiers, b.tiers])[first],
-    )
+    return Gathered(torch.cat([a.valid, b.valid]), blocks, np.concatenate([a.tiers, b.tiers])[first])

@@ -66,10 +66,8 @@ class KVPlan:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Keys and values ``[G, Hk, n, d]`` of chosen tokens; ``valid`` bool ``[G, S, n]``; Tier of each distinct Block read."""
+    """What was read for chosen tokens: which of them are ``valid``, bool ``[G, S, n]``, and the Tier of each distinct Block."""
 
-    keys: Tensor
-    values: Tensor
     valid: Tensor
     blocks: np.ndarray
     tiers: np.ndarray

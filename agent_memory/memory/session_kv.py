@@ -17,7 +17,7 @@ from ..types import KVLayout
 from .ahead import Ahead
 from .block import BlockSource
 from .cache import TieredCache
-from .gathering import joined, token_rows
+from .gathering import joined, write_blocks, write_tokens
 from .layer_kv import Gathered, KVPlan, LayerKV
 from .names import BlockNames
 from .restoring import restore_layer
@@ -141,34 +141,43 @@ class SessionKV:
             flat = kv.permute(1, 2, 0, 3, 4).flatten(2, 3)
             yield flat[0], flat[1]
 
-    def gather(self, layer: int, tokens: Tensor, *, exact: bool = True) -> Gathered:
-        """Keys and values of chosen tokens, wherever their Blocks are.
+    def gather(self, layer: int, tokens: Tensor, out: Tensor, *, blocks: Tensor | None = None, exact: bool = True) -> Gathered:
+        """Write keys and values of chosen tokens to ``out``, wherever their Blocks are; zeros where there are none.
 
         Args:
             layer: dense layer index.
             tokens: int64 ``[G, S, n]`` token indices of sealed Blocks, padded with -1; ``S`` is 1 (all KV heads) or ``Hk``.
+            out: ``[2, G, Hk, n, d]``, each head's rows contiguous.
+            blocks: int64 ``[G, S, b]``, padded with -1: the Blocks the tokens are all of, if they are; then whole ones are copied.
             exact: take no approximate copies; for all whose own keys and values will be kept.
 
         Raises:
             ConfigError: the device budget cannot hold the Blocks of one group.
         """
         size = self.layout.block_tokens
-        numbers = tokens.div(size, rounding_mode="floor")
+        numbers = tokens.div(size, rounding_mode="floor") if blocks is None else blocks
         distinct, place = np.unique(numbers.cpu().numpy(), return_inverse=True)
         padded = int(len(distinct) > 0 and distinct[0] < 0)
         distinct = distinct[padded:]
         if tokens.shape[0] > 1 and len(distinct) > self.cache.max_read(layer):
             half = tokens.shape[0] // 2
-            return joined(self.gather(layer, tokens[:half], exact=exact), self.gather(layer, tokens[half:], exact=exact))
+            first, second = (None, None) if blocks is None else (blocks[:half], blocks[half:])
+            before = self.gather(layer, tokens[:half], out[:, :half], blocks=first, exact=exact)
+            return joined(before, self.gather(layer, tokens[half:], out[:, half:], blocks=second, exact=exact))
         self.ahead.read(layer, distinct, reply=not exact)
         with self.cache.reading(layer, self.uids[distinct], distinct, self.source, exact=exact) as reading:
             known = torch.cat([reading.slots.new_full((1,), -1), reading.slots]) if padded else reading.slots
             slots = known[torch.from_numpy(place).to(self.device).view(numbers.shape)]
-            valid = slots >= 0
-            keys, values = token_rows(reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size)
+            if blocks is None:
+                write_tokens(reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size, out)
+            else:
+                write_blocks(reading.pool, slots.clamp(min=0), out)
             damaged = distinct[(reading.slots < 0).cpu().numpy()]
             self.lost[damaged] = True
-            return Gathered(keys, values, valid, distinct, np.asarray(reading.tiers))
+            valid = slots >= 0 if blocks is None else (slots >= 0).repeat_interleave(size, -1)
+            if padded or len(damaged):
+                out.masked_fill_(~valid[None, ..., None], 0.0)
+            return Gathered(valid, distinct, np.asarray(reading.tiers))
 
     def _prefetch(self, layer: int, blocks: np.ndarray) -> None:
         blocks = blocks[blocks < self.saved]

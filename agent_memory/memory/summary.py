@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..types import BLOCK_TOKENS
+from .grid import as_float, coarsen, quantise
 from .growing import GrowingRows
 
 _BLOCK_BITS = BLOCK_TOKENS.bit_length() - 1
@@ -131,6 +132,12 @@ class LayerSummary:
         blocks = tokens >> _BLOCK_BITS
         return self._scan[head].gather(blocks, tokens & (BLOCK_TOKENS - 1)), self._scan_steps[head].gather(blocks)
 
+    def products(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Products fp32 ``[Hk, m, n]`` of ``rows`` fp32 ``[Hk, m, d]`` with each KV head's keys of tokens int64 ``[Hk, n]``, on the grid a
+        scan reads."""
+        keys, steps = zip(*(self.scanned_keys(head, row) for head, row in enumerate(tokens)), strict=True)
+        return torch.bmm(rows, torch.stack(keys).float().transpose(1, 2)).mul_(torch.stack(steps)[:, None])
+
     def block_keys(self, head: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """One KV head's keys int8 ``[n, 32, d]`` of Blocks int64 ``[n]``, and their steps fp32 ``[n]``; copies."""
         return self._scan[head].gather(blocks), self._scan_steps[head].gather(blocks)
@@ -173,7 +180,7 @@ class LayerSummary:
             padding = blocks < 0
             blocks = blocks.clamp(min=0)
         scale = self._of_heads(self.scale, blocks)
-        keys = _as_float(self._of_heads(self.q8, blocks)).mul_(scale[..., None])
+        keys = as_float(self._of_heads(self.q8, blocks)).mul_(scale[..., None])
         flat = q @ keys.flatten(-3, -2).transpose(-1, -2)
         scores = flat.view(*flat.shape[:-1], *scale.shape[-2:])
         if padding is not None and bool(padding.any()):
@@ -256,45 +263,3 @@ class LayerSummary:
         # one more each. |scale * q8| is at most 127 * sqrt(d) * scale, and |k| at most that plus the residual.
         rounding = (self.head_dim + 8) * _EPSILON
         return residual * (1 + rounding) + scale * (2 * rounding * 128 * math.sqrt(self.head_dim))
-
-
-def quantise(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys on a symmetric 8-bit grid of their own, and what that lost.
-
-    Args:
-        keys: ``[..., d]``, any floating-point dtype.
-
-    Returns:
-        ``q8`` int8 ``[..., d]``, ``scale`` fp32 ``[...]``, ``residual`` fp32 ``[...]`` = ``|keys - scale * q8|`` rounded up, so that
-        ``|q . keys - q . (scale * q8)| <= |q| * residual``. A key that is not finite gets zeros and an infinite residual.
-    """
-    exact = keys.to(torch.float64)
-    largest = exact.abs().amax(dim=-1)
-    finite = largest.isfinite()
-    scale = torch.where(finite, largest / 127, 0.0).to(torch.float32)
-    step = scale.to(torch.float64)[..., None]
-    # A key so small that its step underflows is kept as zero; its residual says all of it is lost.
-    q8 = torch.where(step > 0, (exact / step).round().clamp(-127, 127), 0.0)
-    # Exact in fp64 but for the sum's last bits, which the step to the next fp32 number covers many times over.
-    lost = (exact - step * q8).norm(dim=-1).to(torch.float32)
-    rounded_up = torch.nextafter(lost, torch.full_like(lost, math.inf))
-    residual = torch.where(finite, torch.where(lost > 0, rounded_up, lost), math.inf)
-    return q8.to(torch.int8), scale, residual
-
-
-def coarsen(q8: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys with a step each ``[n, Hk, 32, d]``, ``[n, Hk, 32]``, less ``centre [Hk, d]``, on one grid for each Block.
-
-    Returns:
-        int8 ``[n, Hk, 32, d]``, its step fp32 ``[n, Hk]``, and fp32 ``[n, Hk, 32]``: how far each key was moved, rounded up.
-    """
-    keys = _as_float(q8).mul_(scale[..., None]).sub_(centre[:, None])
-    step = keys.abs().amax(dim=(-2, -1)) / 127
-    on_grid = torch.where(step[..., None, None] > 0, keys / step[..., None, None], 0.0).round_().clamp_(-127, 127)
-    moved = keys.sub_(on_grid * step[..., None, None]).norm(dim=-1)
-    return on_grid.to(torch.int8), step, moved * (1 + 2.0**-16) + step[..., None] * (127 * 2.0**-20)
-
-
-def _as_float(q8: Tensor) -> Tensor:
-    """fp32 copy, contiguous in the order it is looked at (one pass over the bytes)."""
-    return torch.empty(q8.shape, dtype=torch.float32, device=q8.device).copy_(q8)

@@ -83,8 +83,8 @@ class Attachment:
         return self._nothing(n, where) if rope is None else rope.table(n, where)
 
     def rotate(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate ``[B, H, n, d]`` queries or keys by a pair ``[1 or B, n, r]`` with the model's own function; a layer without
-        rotation gives ``x`` back."""
+        """Rotate ``[B, H, n, d]`` queries or keys by a pair ``[1 or B, n, r]`` with the model's own function, or one that was found to
+        differ from it in rounding only; a layer without rotation gives ``x`` back."""
         rotate = self._parts[layer].rotate
         return x if rotate is None else rotate(x, cos, sin)
 

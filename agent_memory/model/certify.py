@@ -16,7 +16,7 @@ from agent_memory.errors import UnsupportedModel
 from agent_memory.model.interface import PROBE, ROUTE, LayerSpec, attention_configs, implementation, register
 from agent_memory.model.kv_cache import PassingCache
 from agent_memory.model.mask_rule import MaskRule, mask_fault, native_window
-from agent_memory.model.rope import Pair, Rope, Rotate, rotations
+from agent_memory.model.rope import Pair, Rope, Rotate, half_rotation, rotations
 
 _PROBE_TOKENS = 8
 _ATTENTION_TYPES = {"full_attention", "sliding_attention", "attention"}
@@ -221,7 +221,7 @@ def _rotation_fault(layer: Layer, call: _Observed, probe: _Probe) -> str | None:
         return "its rotary tables come from no module that can be asked again"
     for rotate in rotations(call.module):
         if _explains(rotate, bare, call, pair):
-            layer.rotate = rotate
+            layer.rotate = half_rotation if _same(half_rotation, rotate, bare.k, pair) else rotate
             return None
     return "changes its queries or keys after rotation; keys before rotation cannot be reached"
 
@@ -229,6 +229,15 @@ def _rotation_fault(layer: Layer, call: _Observed, probe: _Probe) -> str | None:
 def _explains(rotate: Rotate, bare: _Observed, real: _Observed, pair: Pair) -> bool:
     try:
         return _equal(rotate(bare.k, *pair), real.k) and _equal(rotate(bare.q, *pair), real.q) and _equal(bare.v, real.v)
+    except RuntimeError:
+        return False
+
+
+def _same(one: Rotate, other: Rotate, keys: Tensor, pair: Pair) -> bool:
+    """Whether two ways of rotating differ in rounding only; asked in fp32, where it is small."""
+    cos, sin = pair[0].float(), pair[1].float()
+    try:
+        return _equal(one(keys.float(), cos, sin), other(keys.float(), cos, sin))
     except RuntimeError:
         return False
 

@@ -1,4 +1,4 @@
-"""A model's own rotary tables, asked for at positions of our choice, and its own way of applying them.
+"""A model's own rotary tables, asked for at positions of our choice, its own way of applying them, and a faster one of most.
 
 Knows one rotary module and how it was called; nothing of layers, memory or attention.
 """
@@ -118,6 +118,18 @@ def rotations(module: nn.Module) -> list[Rotate]:
         return torch.cat((whole(x[..., :width], cos, sin), x[..., width:]), dim=-1)
 
     return [whole, first]
+
+
+def half_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What most models mean by rotating: dimension i with dimension i + r/2, in the first r of ``x [B, H, n, d]``, by a pair
+    ``[B or 1, n, r]`` (the paper's rotary embedding in GPT-NeoX's order). A third of the memory traffic of the usual code, and one
+    rounding less."""
+    width, half = cos.shape[-1], cos.shape[-1] // 2
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = x[..., :width] * cos
+    rotated[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
 def _apply_function(cls: type) -> Callable[..., tuple[Tensor, Tensor]] | None:

@@ -9,7 +9,8 @@ import torch
 from agent_memory.attention.selectors import Ask, Bounds, RecallSelector, Selection
 from agent_memory.attention.selectors.recall import RecallRule
 from agent_memory.errors import ConfigError
-from agent_memory.memory.clusters import MEMBERS, STEP_TOKENS, LayerClusters
+from agent_memory.memory.cluster_tables import MEMBERS
+from agent_memory.memory.clusters import STEP_TOKENS, LayerClusters
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.summary import LayerSummary
 from agent_memory_kernels import operations

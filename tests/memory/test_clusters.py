@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory.memory.clusters import MEMBERS, STEP_TOKENS, KeyClusters, LayerClusters
+from agent_memory.memory.cluster_tables import MEMBERS
+from agent_memory.memory.clusters import STEP_TOKENS, KeyClusters, LayerClusters
 from agent_memory.memory.halving import halve
 
 DIM = 16

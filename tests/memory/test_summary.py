@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from agent_memory.errors import ConfigError
+from agent_memory.memory.grid import quantise
 from agent_memory.memory.growing import GrowingRows
-from agent_memory.memory.summary import LayerSummary, quantise
+from agent_memory.memory.summary import LayerSummary
 
 HEADS, DIM = 2, 16
 

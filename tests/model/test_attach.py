@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from agent_memory.model.attach import Attachment, LayerSpec, attach
 from agent_memory.model.interface import attention_configs
 from agent_memory.model.kv_cache import PassingCache
+from agent_memory.model.rope import half_rotation, rotations
 from tests.model.zoo import FAMILIES, VOCABULARY, ExactStep, tiny
 
 TOLERANCE = 1e-4
@@ -198,6 +199,20 @@ def test_rotating_is_relative_and_batched() -> None:
     each = torch.cat([attachment.rotate(0, x[i : i + 1], cos[:, 5 * i : 5 * i + 5], sin[:, 5 * i : 5 * i + 5]) for i in range(3)])
     assert torch.equal(attachment.rotate(0, x, cos.view(3, 5, -1), sin.view(3, 5, -1)), each)
     assert not torch.equal(each, x)
+
+
+@pytest.mark.parametrize(
+    ("family", "usual"), [("llama", True), ("phi3", True), ("stablelm-partial", True), ("cohere-interleaved", False), ("gpt_oss", False)]
+)
+def test_the_fast_rotation_is_taken_where_it_is_the_models_own(family: str, usual: bool) -> None:
+    attachment = attach(tiny(family))
+    parts = attachment._parts
+    assert [part.rotate is half_rotation for part in parts] == [usual] * len(parts)
+    if usual:
+        x, own = torch.randn(2, 3, 70, parts[0].spec.head_dim), rotations(parts[0].module)
+        pair = attachment.cos_sin(0, torch.arange(70))
+        made = [rotate(x, *pair) for rotate in own[pair[0].shape[-1] < x.shape[-1] :][:1]]
+        torch.testing.assert_close(half_rotation(x, *pair), made[0], atol=1e-6, rtol=0)
 
 
 def test_nope_layers_do_not_rotate() -> None:

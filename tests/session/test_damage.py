@@ -79,14 +79,15 @@ def _every_block_read_is_sound(session: Session, sound: list[torch.Tensor], monk
     kv = session.engine.kv
     gather = kv.gather
 
-    def spy(layer: int, tokens: torch.Tensor, **options: bool) -> Any:
-        found = gather(layer, tokens, **options)
-        valid = found.valid.expand(-1, found.keys.shape[1], -1)
-        chosen = tokens.expand(-1, found.keys.shape[1], -1)
+    def spy(layer: int, tokens: torch.Tensor, out: torch.Tensor, **options: Any) -> Any:
+        found = gather(layer, tokens, out, **options)
+        valid = found.valid.expand(-1, out.shape[2], -1)
+        chosen = tokens.expand(-1, out.shape[2], -1)
         for group, head, slot in valid.nonzero().tolist():
             token = int(chosen[group, head, slot])
-            if token // 32 < len(sound[layer]):
-                assert torch.equal(found.keys[group, head, slot], sound[layer][token // 32, 0, head, token % 32])
+            if 0 <= token // 32 < len(sound[layer]):
+                assert torch.equal(out[:, group, head, slot], sound[layer][token // 32, :, head, token % 32])
+        assert not out.masked_fill(valid[None, ..., None], 0.0).any()
         return found
 
     monkeypatch.setattr(kv, "gather", spy)

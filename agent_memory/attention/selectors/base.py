@@ -59,6 +59,7 @@ class Selection:
         certified: over what the top Blocks were proven.
         keys_scored: key vectors that were scored, over all groups and heads.
         keys_rescored: tokens whose true keys were read to prove the choice, over all groups.
+        blocks: int64 ``[G, S, b]`` ascending, padded with -1, if ``tokens`` are those of whole Blocks: they are read faster.
     """
 
     tokens: Tensor
@@ -66,6 +67,7 @@ class Selection:
     certified: Certificate
     keys_scored: int
     keys_rescored: int = 0
+    blocks: Tensor | None = None
 
     def check(self, bounds: Bounds) -> None:
         """Raise ``SelectionError`` for tokens that are not ascending, or lie outside what was to choose from."""

@@ -34,7 +34,7 @@ def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale
         ``[S, rows, blocks]`` fp32.
     """
     heads, rows, _ = queries.shape
-    asked = torch.nn.functional.pad(queries.float(), (0, 0, 0, -rows % ROWS))
+    asked = torch.nn.functional.pad(queries.float(), (0, 0, 0, _filled(rows) - rows))
     unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
     whole = (asked / unit).round_().to(torch.int8).transpose(1, 2)
     blocks = sum(len(part) for part, _ in keys[0])
@@ -66,8 +66,7 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
     coarse = (asked / unit).round_()
     fine = ((asked - coarse * unit) / (unit / FINE)).round_().clamp_(-127, 127)
     norm = asked.norm(dim=-1) * (1 + (dim + 3) * 2.0**-24)
-    filled = FEW if 2 * rows <= FEW else -(-2 * rows // ROWS) * ROWS
-    planes = torch.nn.functional.pad(torch.cat([coarse, fine], 1), (0, 0, 0, filled - 2 * rows)).to(torch.int8).transpose(1, 2)
+    planes = torch.nn.functional.pad(torch.cat([coarse, fine], 1), (0, 0, 0, _filled(2 * rows) - 2 * rows)).to(torch.int8).transpose(1, 2)
     estimates, errors = [], []
     for head in range(heads):
         steps, radius = (torch.cat([part[i] for part in keys[head]]) for i in (1, 2))
@@ -77,6 +76,11 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
         estimates.append(best.mul_(steps).mul_(unit[head] / FINE * scale))
         errors.append((norm[head][:, None] * radius + lost).mul_(scale * (1 + 2.0**-20)))
     return torch.stack(estimates), torch.stack(errors)
+
+
+def _filled(rows: int) -> int:
+    """So many rows of integers are multiplied."""
+    return FEW if rows <= FEW else -(-rows // ROWS) * ROWS
 
 
 def _best_of_planes(planes: Tensor, keys: Tensor, rows: int) -> Tensor:

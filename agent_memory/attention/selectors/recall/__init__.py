@@ -76,6 +76,7 @@ def _selection(bounds: Bounds, choice: Choice) -> Selection:
         certified="no" if not choice.proven else "memory" if choice.whole else "survivors",
         keys_scored=choice.scored,
         keys_rescored=choice.rescored * BLOCK_TOKENS,
+        blocks=choice.blocks,
     )
 
 

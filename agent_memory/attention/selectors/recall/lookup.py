@@ -14,7 +14,8 @@ from torch import Tensor
 
 from agent_memory_kernels.reference import BLOCKS_AT_ONCE
 
-from ....memory.clusters import RUN, STEP_TOKENS, LayerClusters
+from ....memory.cluster_tables import RUN
+from ....memory.clusters import STEP_TOKENS, LayerClusters
 from ....memory.summary import LayerSummary
 from ....types import BLOCK_TOKENS
 from ..base import Ask
@@ -55,29 +56,26 @@ class Lookup:
         for part, ask, allowed in zip(rows, asks, candidates, strict=True):
             m = part.shape[2]
             # For each ask by itself: what a group finds must not depend on who asks beside it.
-            picked = self._nearest(part.transpose(0, 1).flatten(1, 2), max(self._votes.rule.probes, ALONE // m))
+            opened = self._nearest(part.transpose(0, 1).flatten(1, 2), max(self._votes.rule.probes, ALONE // m)).split(m, dim=1)
             groups = []
-            for one, wanted, *opened in zip(part, allowed, *(clusters.split(m) for clusters in picked), strict=True):
-                groups.append(self._choose(one, opened, late[:, at : at + m], first, ask.asking, wanted))
+            for one, wanted, nearest in zip(part, allowed, opened, strict=True):
+                groups.append(self._choose(one, nearest.flatten(1), late[:, at : at + m], first, ask.asking, wanted))
                 at += m
             choices.append(Choice.joined(groups))
         return choices
 
-    def _nearest(self, rows: Tensor, probes: int) -> list[Tensor]:
-        """The clusters in which each of ``rows [Hk, n, d]`` can expect the largest product: for each KV head int64 ``[n, probes]``."""
-        picked = []
-        for row, head in zip(rows, self._clusters.heads, strict=True):
-            centres, reach = head.in_runs()
-            expected = torch.addmm(torch.outer(row.norm(dim=-1), reach), row, centres.T)
-            picked.append(_top_few(expected.unflatten(-1, (-1, RUN)), min(probes, len(head))))
-        return picked
+    def _nearest(self, rows: Tensor, probes: int) -> Tensor:
+        """The clusters in which each of ``rows [Hk, n, d]`` can expect the largest product, int64 ``[Hk, n, probes]``."""
+        centres, reach = self._clusters.in_runs()
+        expected = torch.baddbmm(rows.norm(dim=-1)[..., None] * reach[:, None], rows, centres.transpose(1, 2))
+        return _top_few(expected.unflatten(-1, (-1, RUN)), min(probes, self._clusters.fewest))
 
-    def _choose(self, rows: Tensor, opened: list[Tensor], late: Tensor, first: int, asking: int, wanted: Tensor) -> Choice:
+    def _choose(self, rows: Tensor, opened: Tensor, late: Tensor, first: int, asking: int, wanted: Tensor) -> Choice:
         """Choose for one group.
 
         Args:
             rows: ``[Hk, m, d]``.
-            opened: for each KV head the clusters of each row.
+            opened: ``[Hk, *]``, the clusters that its rows opened.
             late: best products with the recent Blocks, ``[Hk, m, *]``.
             first: the first of those.
             asking: rows that ask.
@@ -97,25 +95,31 @@ class Lookup:
         places = self._votes.best(self._votes.cast(best[None], asking, candidates[None, None], follows))
         return Choice(blocks[places.clamp(min=0)].masked_fill(places < 0, -1), False, False, scored)
 
-    def _found(self, rows: Tensor, opened: list[Tensor], border: int) -> tuple[Tensor, int]:
+    def _found(self, rows: Tensor, opened: Tensor, border: int) -> tuple[Tensor, int]:
         """Blocks before ``border`` worth scanning, int64 ascending, and how many keys and centres were scored to know.
 
         Every query brings the Blocks of its best keys, and where queries hear each other the Block after each: a fact may begin in one
         and have its value in the next.
         """
         rule = self._votes.rule
-        each = max(rule.found, CHOICE * rule.blocks // (len(rows) * rows.shape[1]))
-        tokens, scored = [], 0
-        for number, head in enumerate(self._clusters.heads):
-            members = head.tokens_of(opened[number].unique())
-            among = members[members < border * BLOCK_TOKENS]
-            keys, steps = self._summary.scanned_keys(number, among)
-            scores = (rows[number] @ keys.float().T).mul_(steps * self._scale)
-            tokens.append(among[scores.topk(min(each, len(among)), sorted=False).indices.flatten()])
-            scored += len(among) + len(head)
-        numbers = torch.cat(tokens).div(BLOCK_TOKENS, rounding_mode="floor")
+        tokens, there = self._members(opened, border * BLOCK_TOKENS)
+        scores = self._summary.products(rows, tokens).mul_(self._scale).masked_fill_(~there[:, None], float("-inf"))
+        each = min(max(rule.found, CHOICE * rule.blocks // (len(rows) * rows.shape[1])), tokens.shape[1])
+        best = scores.flatten(0, 1).topk(each, sorted=False)
+        taken = tokens.repeat_interleave(rows.shape[1], 0).gather(1, best.indices)[best.values > float("-inf")]
+        numbers = taken.div(BLOCK_TOKENS, rounding_mode="floor")
         numbers = (torch.cat([numbers, numbers + 1]) if rule.echoes else numbers).unique()
-        return numbers[numbers < border], scored
+        return numbers[numbers < border], int(there.sum()) + sum(len(head) for head in self._clusters.heads)
+
+    def _members(self, opened: Tensor, border: int) -> tuple[Tensor, Tensor]:
+        """Tokens before ``border`` in clusters ``opened [Hk, *]``, int64 ``[Hk, n]``, and bool: False for what only fills up the row."""
+        ordered = opened.sort(1).values
+        again = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+        members = self._clusters.members_of(ordered).masked_fill(again[..., None], -1).flatten(1)
+        members = members.masked_fill_(members >= border, -1).sort(1, descending=True).values
+        there = members >= 0
+        width = int(there.sum(1).max())
+        return members[:, :width].clamp(min=0).long(), there[:, :width]
 
     def _padded(self, blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and steps of each KV head's ``blocks``, filled up where they are so few that the product would have a shape of its own."""
@@ -127,8 +131,9 @@ class Lookup:
 
 
 def _top_few(scores: Tensor, few: int) -> Tensor:
-    """Places of the ``few`` largest of each row, int64 ``[n, few]``, of ``scores [n, runs, RUN]``: they lie in the runs with the largest
+    """Places of the ``few`` largest of each row, int64 ``[.., few]``, of ``scores [.., runs, RUN]``: they lie in the runs with the largest
     maxima, so that only those are looked at twice."""
-    runs = scores.amax(-1).topk(min(few, scores.shape[1]), dim=-1, sorted=False).indices
-    within = scores.gather(1, runs[..., None].expand(-1, -1, RUN)).flatten(1).topk(few, dim=-1, sorted=False).indices
-    return runs.gather(1, within.div(RUN, rounding_mode="floor")) * RUN + within % RUN
+    runs = scores.amax(-1).topk(min(few, scores.shape[-2]), dim=-1, sorted=False).indices
+    members = scores.gather(-2, runs[..., None].expand(*runs.shape, RUN))
+    within = members.flatten(-2).topk(few, dim=-1, sorted=False).indices
+    return runs.gather(-1, within.div(RUN, rounding_mode="floor")) * RUN + within % RUN
