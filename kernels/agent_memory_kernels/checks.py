@@ -86,6 +86,13 @@ def check_codes(heads: int, dim: int, codes: Codes, like: Tensor) -> None:
     _together(queries=like, codes=codes.codes, scale=codes.scale, residual=codes.residual)
 
 
+def check_score_codes(queries: Tensor, codes: Codes, pages: Pages) -> None:
+    """Arguments of ``score_int8`` and ``score_codes``."""
+    check_queries(queries)
+    check_pages(queries, pages)
+    check_codes(queries.shape[1], queries.shape[3], codes, queries)
+
+
 def check_listed(queries: Tensor, listed: Tensor, by_token: bool) -> None:
     """Lists of Blocks of each KV head, or of each query row."""
     rows, heads, m, _ = queries.shape

@@ -187,6 +187,10 @@ class PagedOperations(Protocol):
         """Lower and upper bounds of what ``score`` gives."""
         ...
 
+    def score_codes(self, queries: Tensor, codes: Codes, pages: Pages, *, workspace: Workspace | None = None) -> Tensor:
+        """The best product each query row has with any key of each Block, from 8-bit keys."""
+        ...
+
     def rescore(
         self, queries: Tensor, keys: Tensor, pages: Pages, listed: Tensor, *, by_token: bool = False, workspace: Workspace | None = None
     ) -> Tensor:

@@ -1,12 +1,10 @@
-"""Triton kernels that give each Block the best product of its keys: all Blocks or listed ones, in full precision or from 8 bits.
+"""Triton kernels that give each Block the best product of its keys: all Blocks or listed ones; and how a scan is cut into tiles.
 
 A tile of keys is read once for all query rows that share a KV head, and its products are reduced before they leave the registers.
-``reference.paged`` defines each operation.
+``reference.paged`` defines each operation; ``score_int8`` has those that read 8-bit keys.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import triton
@@ -14,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import checks
-from .paging import Codes, Pages, Workspace, launch
-from .reference.paged import LARGEST, LEAST, ROUNDING
+from .paging import Pages, Workspace, launch
 
 KEYS_AT_ONCE = {1: {32: 128, 64: 128, 128: 128, 256: 64}, 2: {32: 128, 64: 128, 128: 128, 256: 64}, 4: {32: 64, 64: 64, 128: 32, 256: 32}}
 """Keys of a tile, by bytes of a number and padded head size."""
@@ -154,119 +151,22 @@ def rescore_kernel(
         tl.store(out + line + span, tl.max(tl.reshape(best, [SPAN, SIZE]), axis=1), mask=span < blocks)
 
 
-@triton.jit
-def score_int8_kernel(
-    queries, codes, scales, residuals, table, counts, tokens, lower, upper, heads, m, capacity, q_session, q_head, q_row, k_page, k_head,
-    k_token, s_page, s_head, s_token, table_row, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, SPAN: tl.constexpr,
-    TILES: tl.constexpr, ROWS: tl.constexpr, ROW_TILES: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, EPSILON: tl.constexpr,
-    LONGEST: tl.constexpr, LARGEST: tl.constexpr, LEAST: tl.constexpr,
-):  # fmt: skip
-    """Program (session and head, run of tiles, cut of query rows)."""
-    session = (tl.program_id(0) // heads).to(tl.int64)
-    head = (tl.program_id(0) % heads).to(tl.int64)
-    queries += session * q_session + head * q_head
-    first_row = tl.program_id(2) * ROWS * ROW_TILES
-    count = tl.minimum(tl.load(counts + session), capacity)
-    there = tl.load(tokens + session).to(tl.int64) if TOKENS else count.to(tl.int64) * SIZE
-    table += session * table_row
-    line = (tl.program_id(2) * tl.num_programs(0).to(tl.int64) + session * heads + head) * capacity
-    index = tl.arange(0, SPAN * SIZE)
-    span = tl.arange(0, SPAN)
-    dim = tl.arange(0, D)
-    begin = tl.program_id(1) * TILES * SPAN
-    if ROW_TILES == 1:
-        high, low, step, length, rest = split(load_rows(queries, first_row, m, q_row, DIM, D, ROWS), D, EPSILON)
-    if begin < count:
-        for i in tl.range(0, TILES, num_stages=STAGES):
-            first = begin + i * SPAN
-            page = tile_pages(table, first + index // SIZE, index % SIZE, count, there, SIZE)
-            at = page.to(tl.int64) * k_page + head * k_head + (index % SIZE) * k_token
-            k = tl.load(codes + at[:, None] + dim[None, :], mask=(page >= 0)[:, None] & (dim < DIM)[None, :], other=0)
-            at = page.to(tl.int64) * s_page + head * s_head + (index % SIZE) * s_token
-            scale = tl.load(scales + at, mask=page >= 0, other=0.0)
-            residual = tl.load(residuals + at, mask=page >= 0, other=0.0)
-            longest = scale * LONGEST + LEAST / 256
-            missed = residual * (1 + 4 * (DIM + 8) * EPSILON) + longest * (4 * (DIM + 8) * EPSILON)
-            least = tl.full([SPAN * SIZE], NOTHING, tl.float32)
-            most = tl.full([SPAN * SIZE], NOTHING, tl.float32)
-            for j in tl.static_range(ROW_TILES):
-                if ROW_TILES > 1:
-                    high, low, step, length, rest = split(load_rows(queries, first_row + j * ROWS, m, q_row, DIM, D, ROWS), D, EPSILON)
-                whole = tl.dot(high, tl.trans(k)) * 128 + tl.dot(low, tl.trans(k))
-                off = (length[:, None] * missed[None, :] + rest[:, None] * longest[None, :]) * (1 + 16 * EPSILON) + LEAST
-                known = (off == off) & (length[:, None] * (longest + residual)[None, :] <= LARGEST)
-                middle = whole.to(tl.float32) * step[:, None] * scale[None, :]
-                least = tl.maximum(least, tl.max(tl.where(known, middle - off, NOTHING), axis=0))
-                most = tl.maximum(most, tl.max(tl.where(known, middle + off, -NOTHING), axis=0))
-            least = tl.max(tl.reshape(tl.where(page >= 0, least, NOTHING), [SPAN, SIZE]), axis=1)
-            most = tl.max(tl.reshape(tl.where(page >= 0, most, NOTHING), [SPAN, SIZE]), axis=1)
-            tl.store(lower + line + first + span, least, mask=first + span < capacity)
-            tl.store(upper + line + first + span, most, mask=first + span < capacity)
-    else:
-        nothing = tl.full([SPAN], NOTHING, tl.float32)
-        for i in tl.range(0, TILES):
-            block = begin + i * SPAN + span
-            tl.store(lower + line + block, nothing, mask=block < capacity)
-            tl.store(upper + line + block, nothing, mask=block < capacity)
-
-
-@triton.jit
-def split(q, D: tl.constexpr, EPSILON: tl.constexpr):
-    """Two 8-bit parts of queries ``[rows, D]``, the step of the lower one, and the norms of the queries and of what is left over."""
-    q = q.to(tl.float32)
-    most = tl.max(tl.where(q == q, tl.abs(q), -NOTHING), axis=1)
-    finite = most < -NOTHING
-    q = tl.where(finite[:, None], q, 0.0)
-    bits = (tl.maximum(tl.where(finite, most, 0.0), 7.888609052210118e-31) / 127).to(tl.int32, bitcast=True)
-    bits = (bits + 0x007FFFFF) & 0x7F800000
-    coarse = bits.to(tl.float32, bitcast=True)
-    step = coarse * 0.0078125
-    scaled = q * (0x7F000000 - bits).to(tl.float32, bitcast=True)[:, None]  # a division by a power of two, which loses nothing
-    high = tl.floor(scaled + 0.5)
-    left = (scaled - high) * 128
-    low = tl.floor(left + 0.5)
-    left = left - low
-    up = 1 + (D + 16) * EPSILON
-    rest = tl.sqrt(tl.sum(left * left, axis=1)) * step * up
-    length = tl.where(finite, tl.sqrt(tl.sum(scaled * scaled, axis=1)) * coarse * up, -NOTHING)
-    return high.to(tl.int8), low.to(tl.int8), step, length, rest
-
-
 def score(queries: Tensor, keys: Tensor, pages: Pages, *, each: bool = False, workspace: Workspace | None = None) -> Tensor:
     """See :func:`.reference.paged.score`."""
     checks.check_score(queries, keys, pages)
     rows, heads, m, dim = queries.shape
     capacity, size = pages.table.shape[1], keys.shape[2]
-    grid, shape = _plan(queries, keys, capacity)
+    grid, shape = plan(queries, size, capacity, keys.element_size())
     each_or_cut = (rows, heads, m, capacity) if each else (grid[2], rows, heads, capacity)
     out = torch.empty(each_or_cut, dtype=torch.float32, device=queries.device)
     if out.numel():
         arguments = (
-            *(queries, keys, pages.table, pages.counts, _tokens(pages), out, heads, m, capacity),
+            *(queries, keys, pages.table, pages.counts, tokens_of(pages), out, heads, m, capacity),
             *(*queries.stride()[:3], *keys.stride()[:3], pages.table.stride(0)),
         )
-        flags = {"EACH": each, "TOKENS": pages.tokens is not None, "UPCAST": _upcast(keys)}
+        flags = {"EACH": each, "TOKENS": pages.tokens is not None, "UPCAST": upcast(keys)}
         launch(score_kernel, grid, arguments, workspace, DIM=dim, SIZE=size, **shape, **flags)
-    return out if each else _joined(out)
-
-
-def score_int8(queries: Tensor, codes: Codes, pages: Pages, *, workspace: Workspace | None = None) -> tuple[Tensor, Tensor]:
-    """See :func:`.reference.paged.score_int8`."""
-    checks.check_queries(queries)
-    checks.check_pages(queries, pages)
-    checks.check_codes(queries.shape[1], queries.shape[3], codes, queries)
-    rows, heads, m, dim = queries.shape
-    capacity, size = pages.table.shape[1], codes.codes.shape[2]
-    grid, shape = _plan(queries, codes.codes, capacity)
-    out = torch.empty((2, grid[2], rows, heads, capacity), dtype=torch.float32, device=queries.device)
-    if out.numel():
-        arguments = (
-            *(queries, codes.codes, codes.scale, codes.residual, pages.table, pages.counts, _tokens(pages), *out, heads, m, capacity),
-            *(*queries.stride()[:3], *codes.codes.stride()[:3], *codes.scale.stride(), pages.table.stride(0)),
-        )
-        bound = {"EPSILON": ROUNDING, "LONGEST": 127 * math.sqrt(dim) * (1 + 8 * ROUNDING), "LARGEST": LARGEST, "LEAST": LEAST}
-        launch(score_int8_kernel, grid, arguments, workspace, DIM=dim, SIZE=size, TOKENS=pages.tokens is not None, **shape, **bound)
-    return _joined(out[0]), _joined(out[1])
+    return out if each else joined(out)
 
 
 def rescore(
@@ -278,17 +178,17 @@ def rescore(
     listed = listed.contiguous()
     rows, heads, m, dim = queries.shape
     size, blocks, each = keys.shape[2], listed.shape[-1], listed.dim() == 4
-    span = max(1, _keys_at_once(keys) // 2 // size)
+    span = max(1, KEYS_AT_ONCE[keys.element_size()][_padded(dim)] // 2 // size)
     row = 16 if m <= 16 or each else ROWS[keys.element_size()]
     row_tiles = 1 if each else 1 << (-(-m // row) - 1).bit_length()
     out = torch.empty((*listed.shape[:-1], blocks * size if by_token else blocks), dtype=torch.float32, device=queries.device)
     if out.numel():
         arguments = (
-            *(queries, keys, pages.table, pages.counts, _tokens(pages), listed, out, heads, m, blocks, pages.table.shape[1]),
+            *(queries, keys, pages.table, pages.counts, tokens_of(pages), listed, out, heads, m, blocks, pages.table.shape[1]),
             *(*queries.stride()[:3], *keys.stride()[:3], pages.table.stride(0)),
         )
         shape = {"DIM": dim, "D": _padded(dim), "SIZE": size, "SPAN": span, "ROWS": row, "ROW_TILES": row_tiles}
-        flags = {"EACH": each, "BY_TOKEN": by_token, "TOKENS": pages.tokens is not None, "UPCAST": _upcast(keys)}
+        flags = {"EACH": each, "BY_TOKEN": by_token, "TOKENS": pages.tokens is not None, "UPCAST": upcast(keys)}
         launch(
             rescore_kernel,
             (listed.numel() // blocks, -(-blocks // span)),
@@ -301,37 +201,34 @@ def rescore(
     return out
 
 
-def _plan(queries: Tensor, keys: Tensor, capacity: int) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Grid and tile sizes of a scan over ``capacity`` Blocks."""
+def plan(queries: Tensor, size: int, capacity: int, number: int) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """Grid and tile sizes of a scan over ``capacity`` Blocks of ``size`` tokens, multiplied as numbers of ``number`` bytes."""
     rows, heads, m, dim = queries.shape
-    span = max(1, _keys_at_once(keys) // keys.shape[2])
+    span = max(1, KEYS_AT_ONCE[number][_padded(dim)] // size)
     tiles = -(-capacity // span)
-    row = 16 if m <= 16 else ROWS[keys.element_size()]
-    row_tiles = min(-(-m // row), ROW_TILES[keys.element_size()][_padded(dim)])
+    row = 16 if m <= 16 else ROWS[number]
+    row_tiles = min(-(-m // row), ROW_TILES[number][_padded(dim)])
     cuts = -(-m // (row * row_tiles))
     run = min(max(1, rows * heads * cuts * tiles // PROGRAMS), 64)
     run = 1 << (run - 1).bit_length()  # few values, since each is a kernel of its own
     shape = {"D": _padded(dim), "SPAN": span, "TILES": run, "ROWS": row, "ROW_TILES": row_tiles, "STAGES": 3 if run > 1 else 1}
-    return (rows * heads, -(-tiles // run), cuts), {**shape, "num_warps": 8 if m > 16 and keys.element_size() == 1 else 4}
-
-
-def _keys_at_once(keys: Tensor) -> int:
-    return KEYS_AT_ONCE[keys.element_size()][_padded(keys.shape[3])]
+    return (rows * heads, -(-tiles // run), cuts), {**shape, "num_warps": 8 if m > 16 and number == 1 else 4}
 
 
 def _padded(dim: int) -> int:
     return 1 << (dim - 1).bit_length()
 
 
-def _tokens(pages: Pages) -> Tensor:
+def tokens_of(pages: Pages) -> Tensor:
+    """Tokens of each row, or what a kernel that does not read them can be given instead."""
     return pages.counts if pages.tokens is None else pages.tokens
 
 
-def _upcast(x: Tensor) -> bool:
+def upcast(x: Tensor) -> bool:
     """The interpreter multiplies the bit patterns of bf16."""
     return bool(triton.knobs.runtime.interpret) and x.dtype == torch.bfloat16
 
 
-def _joined(cuts: Tensor) -> Tensor:
+def joined(cuts: Tensor) -> Tensor:
     """The best over cuts ``[cuts, ...]`` of the query rows."""
     return cuts[0] if len(cuts) == 1 else cuts.amax(0)

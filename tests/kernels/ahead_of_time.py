@@ -27,7 +27,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource
 
-from agent_memory_kernels import Codes, LogitRule, Pages, Pool, Regions, Rotation, Timeline, attend, device, place, score, select, summarize
+from agent_memory_kernels import (
+    Codes,
+    LogitRule,
+    Pages,
+    Pool,
+    Regions,
+    Rotation,
+    Timeline,
+    attend,
+    device,
+    place,
+    score,
+    score_int8,
+    select,
+    summarize,
+)
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 POINTERS = {
@@ -42,7 +57,7 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 def recorded() -> Iterator[list[Launch]]:
     """Launches that were asked for, instead of running them."""
     seen: list[Launch] = []
-    modules = (attend, place, score, select, summarize)
+    modules = (attend, place, score, score_int8, select, summarize)
 
     def record(kernel: Any, grid: object, arguments: tuple[Any, ...], workspace: object, **options: Any) -> None:
         seen.append((kernel, arguments, options))
@@ -70,6 +85,7 @@ def variants(dims: tuple[int, ...], dtypes: tuple[str, ...], rows: tuple[int, ..
             f"score {name}": partial(device.score, q, keys, pages),
             f"score each {name}": partial(device.score, q, keys, pages, each=True),
             f"score means {name}": partial(device.score, q, means, pages),
+            f"score_codes {name}": partial(device.score_codes, q, codes, pages),
             f"score_int8 {name}": partial(device.score_int8, q, codes, pages),
             f"rescore {name}": partial(device.rescore, q, keys, pages, by_row[:, :, 0]),
             f"rescore each {name}": partial(device.rescore, q, keys, pages, by_row, by_token=True),

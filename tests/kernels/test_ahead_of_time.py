@@ -48,9 +48,9 @@ def check(lines: list[dict[str, object]]) -> None:
 
 @pytest.mark.parametrize(("older", "arch"), [(False, "90"), (True, "90"), (True, "80")])
 def test_the_kernels_of_a_step_compile_without_spills(older: bool, arch: str) -> None:
-    names = r"^(score|score_int8|score means|rescore|attend|attend partial.*) fp16|^(select_and_place|certify) 4096|^summarize"
+    names = r"^(score|score_int8|score_codes|score means|rescore|attend|attend partial.*) fp16|^(select_and_place|certify) 4096|^summarize"
     lines = compiled("--arch", arch, "--dims", "128", "--dtypes", "fp16", "--rows", "4", "--only", names, older=older)
-    assert len(lines) == 9
+    assert len(lines) == 10
     check(lines)
     by_name = {str(line["variant"]): line for line in lines}
     for name in ("score fp16 d128 m4", "score_int8 fp16 d128 m4", "attend fp16 d128 m4"):

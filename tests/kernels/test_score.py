@@ -172,8 +172,97 @@ def test_bounds_are_tight_and_those_of_the_definition(kernels: PagedOperations, 
         assert bool((lower[1, :, 3:] == -INF).all() & (upper[1, :, 3:] == -INF).all())
 
 
+def unread(keys: torch.Tensor) -> Codes:
+    """8-bit keys whose residuals nobody may read."""
+    codes, scale, residual = quantise(keys)
+    return Codes(codes, scale, torch.full_like(residual, float("nan")))
+
+
+def dense_code_scores(queries: torch.Tensor, codes: Codes, pages: Pages) -> torch.Tensor:
+    """fp64 ``[R, S, m, N]`` of what ``score_codes`` promises."""
+    products = dense_scores(queries, codes.codes.double() * codes.scale.double()[..., None], pages)
+    return products.masked_fill(products.isnan(), -INF).amax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "m", "size"),
+    [(32, 1, 32), (64, 4, 32), (80, 16, 32), (96, 5, 16), (128, 7, 32), (256, 2, 64), (64, 70, 32), (128, 33, 128), (128, 3, 1)],
+)
+def test_score_codes(kernels: PagedOperations, device: str, dim: int, m: int, size: int, dtype: torch.dtype) -> None:
+    queries, codes = pool(device, 3, 2, m, dim, dtype=dtype), unread(pool(device, 9, 2, size, dim, seed=1))
+    pages = table(device, 3, 9, 7, [7, 1, 0], [7 * size - size // 2, size, 0] if size > 1 else None)
+    pages.table[0, 3] = -1
+    got = kernels.score_codes(queries, codes, pages)
+    assert got.dtype == torch.float32 and got.shape == (3, 2, m, 7)
+    for expected in (dense_code_scores(queries, codes, pages), TORCH.score_codes(queries, codes, pages).double().cpu()):
+        assert torch.allclose(got.double().cpu(), expected, atol=TOLERANCE[dtype] * 5, rtol=TOLERANCE[dtype])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    dim=st.sampled_from([32, 80, 96]),
+    m=st.integers(1, 70),
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    partly=st.booleans(),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+)
+def test_score_codes_of_ragged_rows_with_holes(
+    kernels: PagedOperations, device: str, seed: int, dim: int, m: int, counts: list[int], partly: bool, dtype: torch.dtype
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    rows, heads, capacity, size = len(counts), 2, 7, 16
+    queries = torch.randn(rows, heads, m, dim, generator=g)
+    queries[torch.rand(queries.shape, generator=g) < 0.005] = INF
+    queries[torch.rand(queries.shape, generator=g) < 0.002] = float("nan")
+    codes = unread(torch.randn(heads, 9, size, dim, generator=g).transpose(0, 1).to(device))  # a pool that lies head by head
+    codes.scale[(torch.rand(codes.scale.shape, generator=g) < 0.2).to(device)] = 0
+    wide = torch.full((rows, capacity + 2), 2**30, dtype=torch.int32)  # a page that faults where a count beyond the table is believed
+    wide[:, :capacity] = torch.randint(-2, 9, (rows, capacity), generator=g)
+    tokens = torch.randint(0, (capacity + 1) * size, (rows,), generator=g, dtype=torch.int32)
+    ints = torch.tensor(counts, dtype=torch.int32, device=device)
+    pages = Pages(wide.to(device)[:, :capacity], ints, tokens.to(device) if partly else None)
+    queries = queries.to(device, dtype)
+    got = kernels.score_codes(queries, codes, pages)
+    for expected in (dense_code_scores(queries, codes, pages), TORCH.score_codes(queries, codes, pages).double().cpu()):
+        assert torch.allclose(got.double().cpu(), expected, atol=TOLERANCE[dtype] * 5, rtol=TOLERANCE[dtype])
+
+
+def test_scores_from_codes_that_are_not_numbers_count_for_nothing(kernels: PagedOperations, device: str) -> None:
+    queries, keys = -torch.ones(1, 1, 3, 32, device=device), torch.ones(3, 1, 16, 32, device=device)
+    keys[0, 0, 3], keys[1, :] = float("nan"), 0  # neither can be told in 8 bits: their step is 0
+    queries[0, 0, 1, 5], queries[0, 0, 2, 7] = float("nan"), -INF
+    pages = Pages(torch.tensor([[0, 1, 2]], dtype=torch.int32, device=device), torch.tensor([3], dtype=torch.int32, device=device))
+    for operations in (kernels, TORCH):
+        got = operations.score_codes(queries, Codes(*quantise(keys)), pages)[0, 0]
+        assert got[0, :2].tolist() == [0, 0] and abs(float(got[0, 2]) + 32) < 1e-4
+        assert bool((got[1:] == -INF).all())
+
+
+def test_scores_from_codes_go_to_the_end_of_a_long_table(kernels: PagedOperations, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_memory_kernels.score.PROGRAMS", 2)  # so that a program has several tiles
+    codes = unread(pool(device, 3, 1, 16, 32, seed=1))
+    for m, count, capacity, dtype in ((2, 40, 41, torch.float32), (2, 3, 70, torch.float32), (300, 70, 70, torch.float16)):
+        queries = pool(device, 1, 1, m, 32, dtype=dtype)
+        ints = torch.tensor([count], dtype=torch.int32, device=device)
+        pages = Pages((torch.arange(capacity, device=device) % 3).to(torch.int32)[None], ints)
+        assert torch.allclose(kernels.score_codes(queries, codes, pages), TORCH.score_codes(queries, codes, pages), atol=1e-4)
+
+
+def test_scores_from_codes_are_within_the_bounds_of_the_rows_together(kernels: PagedOperations, device: str) -> None:
+    queries, codes = pool(device, 2, 2, 5, 128), Codes(*quantise(pool(device, 9, 2, 32, 128, seed=1)))
+    pages = table(device, 2, 9, 7, [7, 3], [7 * 32 - 9, 70])
+    for operations in (kernels, TORCH):
+        best = operations.score_codes(queries, codes, pages).amax(2)
+        lower, upper = operations.score_int8(queries, codes, pages)
+        assert bool(((lower <= best) & (best <= upper)).all())
+
+
 def test_launches_are_counted(kernels: PagedOperations, device: str) -> None:
     workspace = Workspace()
-    pages = table(device, 1, 3, 3, [3])
-    kernels.score(pool(device, 1, 1, 1, 32), pool(device, 3, 1, 16, 32), pages, workspace=workspace)
+    pages, keys = table(device, 1, 3, 3, [3]), pool(device, 3, 1, 16, 32)
+    kernels.score(pool(device, 1, 1, 1, 32), keys, pages, workspace=workspace)
     assert workspace.launches == {"score_kernel": 1}
+    kernels.score_codes(pool(device, 1, 1, 70, 32), Codes(*quantise(keys)), pages, workspace=workspace)
+    assert workspace.launches == {"score_kernel": 1, "score_codes_kernel": 1}

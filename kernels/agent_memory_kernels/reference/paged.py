@@ -13,7 +13,19 @@ from . import dense
 from .dense import EMPTY
 from .paged_attention import attend, borders, place, place_chosen, summarize
 
-__all__ = ["attend", "certify", "place", "rescore", "score", "score_int8", "select", "select_and_place", "summarize", "tally"]
+__all__ = [
+    "attend",
+    "certify",
+    "place",
+    "rescore",
+    "score",
+    "score_codes",
+    "score_int8",
+    "select",
+    "select_and_place",
+    "summarize",
+    "tally",
+]
 
 ROUNDING = 2.0**-24
 """Relative error of one rounding in fp32."""
@@ -61,9 +73,7 @@ def score_int8(queries: Tensor, codes: Codes, pages: Pages, *, workspace: Worksp
     Returns:
         lower and upper, fp32 ``[R, S, N]``; both ``-inf`` where there is no Block.
     """
-    checks.check_queries(queries)
-    checks.check_pages(queries, pages)
-    checks.check_codes(queries.shape[1], queries.shape[3], codes, queries)
+    checks.check_score_codes(queries, codes, pages)
     dim, size = queries.shape[3], codes.codes.shape[2]
     whole, step, length, rest = split(queries.float())
     products = torch.einsum("rsmd,rnsbd->rsmnb", whole.double(), _of_pages(codes.codes, pages.table).double()).float()
@@ -73,6 +83,25 @@ def score_int8(queries: Tensor, codes: Codes, pages: Pages, *, workspace: Worksp
     there = _there(pages, pages.table.shape[1], size)[:, None, None]
     lower, upper = (x.masked_fill(~there, EMPTY).amax((2, 4)) for x in (middle - off, middle + off))
     return lower, upper
+
+
+def score_codes(queries: Tensor, codes: Codes, pages: Pages, *, workspace: Workspace | None = None) -> Tensor:
+    """The best ``scale * (q . codes)`` each query row has with any key of each Block, in fp32; what is NaN counts for nothing.
+
+    Args:
+        queries: ``[R, S, m, d]``, not rotated; fp16, bf16 or fp32. They are not rounded.
+        codes: 8-bit keys of the pool; their residuals are not read, so a key that was not finite gives 0.
+        pages: where each row's Blocks are.
+        workspace: not used.
+
+    Returns:
+        fp32 ``[R, S, m, N]``; ``-inf`` where there is no Block.
+    """
+    checks.check_score_codes(queries, codes, pages)
+    products = torch.einsum("rsmd,rnsbd->rsmnb", queries.float(), _of_pages(codes.codes, pages.table).float())
+    products = products * _of_pages(codes.scale, pages.table).permute(0, 2, 1, 3)[:, :, None]
+    there = _there(pages, pages.table.shape[1], codes.codes.shape[2])[:, None, None]
+    return products.masked_fill(~there | products.isnan(), EMPTY).amax(-1)
 
 
 def split(queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
