@@ -42,7 +42,9 @@ class Settings(BaseSettings):
         host: bytes the host Tier may hold.
         cold: how Blocks on the host are held: as they are, or approximately in 8 or 4 bits a number.
         prefetch: whether Blocks that will be wanted soon are read from disk in the background.
+        backend: what decodes replies: ``torch`` layer by layer, ``triton`` in kernels on pages; ``auto`` takes kernels on a CUDA device.
         window: tokens the model may attend to at once; None is what it was trained for.
+        border: tokens up to which a new Session attends to everything; ``auto`` measures it at start-up, ``off`` has none.
         dtype: torch dtype of the weights; None is the checkpoint's own.
         device_map: where the weights go, as in transformers.
         threads: torch threads; None leaves torch's own choice.
@@ -62,7 +64,9 @@ class Settings(BaseSettings):
     host: Size = 256 << 20
     cold: ColdKind = "exact"
     prefetch: bool = True
+    backend: Literal["auto", "torch", "triton"] = "auto"
     window: Annotated[int, Field(ge=1)] | None = None
+    border: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
     dtype: DtypeName | None = None
     device_map: Text | None = None
     threads: Annotated[int, Field(ge=1)] | None = None

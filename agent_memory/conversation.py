@@ -33,12 +33,15 @@ class Conversation:
         root: hash a history begins with, of system prompt and tools.
         head_limit: tokens the head may have.
         max_turn_tokens: tokens a turn may have.
+        border: tokens up to which everything is attended, of a Session that is new.
     """
 
-    def __init__(self, timeline: Timeline, chat: ChatFormat, root: Root, *, head_limit: int, max_turn_tokens: int) -> None:
+    def __init__(
+        self, timeline: Timeline, chat: ChatFormat, root: Root, *, head_limit: int, max_turn_tokens: int, border: int | None = None
+    ) -> None:
         self.timeline = timeline
         self._chat, self._root = chat, root
-        self._head_limit, self._max_turn_tokens = head_limit, max_turn_tokens
+        self._head_limit, self._max_turn_tokens, self._border = head_limit, max_turn_tokens, border
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -50,6 +53,15 @@ class Conversation:
         """Tokens of system prompt and tool schemas."""
         first = self.timeline.turns(0, 1)
         return first[0].tokens if first and first[0].meta.get("head") else 0
+
+    @property
+    def border(self) -> int | None:
+        """Tokens up to which everything is attended, for as long as the Session lives; None is the method's own attended set.
+
+        It is written with the first turn: what is kept depends on it, and another machine, or another day, would measure another one.
+        """
+        first = self.timeline.turns(0, 1)
+        return first[0].meta.get("border") if first else self._border
 
     def configure(self, system: str | None, tools: Sequence[Mapping[str, Any]]) -> None:
         """Commit the head; the same one again changes nothing.
@@ -133,4 +145,6 @@ class Conversation:
         recall: Recall | None = None,
     ) -> Turn:
         record = None if recall is None else recall.to_dict()
+        if self.timeline.turn_count == 0 and self._border is not None:
+            meta = {**meta, "border": self._border}
         return self.timeline.append_turn(role, text, np.asarray(ids, dtype=np.int32), name=name, chain=chain, meta=meta, recall=record)

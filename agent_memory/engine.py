@@ -11,11 +11,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from agent_memory_kernels import operations
+from agent_memory_kernels import PagedOperations, operations
 
 from .attention.methods import Method
 from .attention.region import LayerRule
@@ -26,6 +25,7 @@ from .memory.recounting import counted, take_counts, twin_to_count
 from .memory.session_kv import SessionKV
 from .model.attach import Attachment, LayerSpec
 from .model.decode import FinishReason, decode
+from .paged_reply import PagedReply
 from .types import GenerationRequest, Piece
 
 Logits = Literal["all", "last", "none"]
@@ -55,14 +55,6 @@ class Counters:
     attended: int = 0
 
 
-class NoDisk:
-    """Stands behind a text that is only scored: none of its Blocks ever leaves memory, so none is read back."""
-
-    def read_kv(self, layer: int, blocks: np.ndarray, out: Tensor) -> np.ndarray:
-        """Never called."""
-        raise RuntimeError("a text that is only scored has no disk to be read from")
-
-
 class _LayerStep:
     """Hands a model's layers to a MemoryStep."""
 
@@ -87,6 +79,7 @@ class MemoryEngine:
         kv: where they are kept.
         tokens: committed token ids ``tokens(start, stop)``.
         saved: called after each forward with the number of final tokens, to write what is due.
+        pages: operations replies are decoded with on pages; None: torch decodes them, layer by layer.
     """
 
     def __init__(
@@ -97,11 +90,13 @@ class MemoryEngine:
         kv: SessionKV,
         tokens: Callable[[int, int], Tensor],
         saved: Callable[[int], None],
+        pages: PagedOperations | None = None,
     ) -> None:
         self._attachment, self._tokenizer, self.method, self.kv = attachment, tokenizer, method, kv
         self._tokens, self._saved = tokens, saved
         self._ops = operations()
         self._recent = RecentQueries()
+        self.replies = None if pages is None else PagedReply(attachment, kv, method, pages)
         self.counters = Counters()
         self.final = self.floor(kv.length)
         self._chunk = CHUNK_TOKENS if method.sizes is None else max(CHUNK_TOKENS, method.sizes.group)
@@ -139,11 +134,14 @@ class MemoryEngine:
 
         def next_logits(token: int | None) -> Tensor:
             if token is None:
+                self._recent.forget()  # a reply is the same whether the tokens before it were fed just now or long ago
                 logits = self._feed(fed, trace, "last", None, since=start)
                 self.final = self.floor(start)
+                if self.replies is not None:
+                    self.replies.open(self._recent, request.max_new_tokens)
             else:
                 self.counters.decoded += 1
-                logits = self._forward(torch.tensor([token]), trace, "last")
+                logits = self._decoded(token, trace)
             if logits is None:
                 raise RuntimeError("the forward made no logits")
             return logits.reshape(-1)
@@ -152,8 +150,20 @@ class MemoryEngine:
             history = self._tokens(start, count).tolist()
             return (yield from decode(next_logits, self._tokenizer, request, history=history, **hooks))
         finally:
+            if self.replies is not None:
+                self.replies.close()
             self.kv.truncate(min(start, self.kv.length))
             self.final = min(self.final, self.floor(start))
+
+    def _decoded(self, token: int, trace: Trace) -> Tensor | None:
+        """Logits after one more token of a reply."""
+        if self.replies is None:
+            return self._forward(torch.tensor([token]), trace, "last")
+        before = trace.attended, trace.keys_scored, self.replies.again
+        logits = self.replies.logits(token, trace)
+        self.counters.forwards += 1 + self.replies.again - before[2]
+        self._add(1, trace, before)
+        return logits
 
     def losses(self, of: range, alone: int, progress: Progress | None = None) -> Tensor:
         """Negative log-likelihoods of tokens, each after all those before it; what was fed for it stays, the last of it provisional.
@@ -269,11 +279,14 @@ class MemoryEngine:
         span = (start, start + len(ids))
         step = MemoryStep(self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled)
         self.counters.forwards += 1
-        before = (0, 0) if trace is None else (trace.attended, trace.keys_scored)
+        before = (0, 0, 0) if trace is None else (trace.attended, trace.keys_scored, 0)
         with torch.no_grad():
             made = self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)
         if trace is not None:
-            self.counters.traced += start + len(ids) - max(start, since)
-            self.counters.attended += trace.attended - before[0]
-            self.counters.keys_scored += trace.keys_scored - before[1]
+            self._add(start + len(ids) - max(start, since), trace, before)
         return made
+
+    def _add(self, tokens: int, trace: Trace, before: tuple[int, int, int]) -> None:
+        self.counters.traced += tokens
+        self.counters.attended += trace.attended - before[0]
+        self.counters.keys_scored += trace.keys_scored - before[1]

@@ -30,6 +30,8 @@ def open_runtime(settings: Settings) -> Runtime:
         method=settings.method,
         budget=settings.budget,
         window=settings.window,
+        backend=settings.backend,
+        border=None if settings.border == "off" else settings.border,
     )
 
 

@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from . import pocket
 from .attention.methods import Method, make_method
+from .bypass import BreakEven, break_even
 from .chat import ChatFormat
 from .chat import root as chain_root
 from .conversation import Conversation
-from .engine import CHUNK_TOKENS, Counters, MemoryEngine, NoDisk, Progress
+from .engine import CHUNK_TOKENS, Counters, MemoryEngine, Progress
 from .errors import ConfigError
 from .kv_files import SegmentFiles
+from .made_up import LayerShape
+from .memory.block import NoDisk
 from .memory.cache import TieredCache
-from .memory.layer_kv import KVPlan
 from .memory.session_kv import SessionKV
 from .memory.sizes import parse_size
 from .memory.tier import block_kinds
 from .model.attach import Attachment, attach
 from .model.fingerprint import fingerprint
 from .model.load import load
+from .paged_reply import operations_on_pages
+from .plans import kv_plan, layout_of, least_blocks, named_choosers, unread_layers, unsaved_blocks
 from .session import Services, Session
 from .store.store import Store
-from .types import BLOCK_TOKENS, SEGMENT_BLOCKS, Budget, KVLayout, ModelId
+from .types import BLOCK_TOKENS, Budget, ModelId
 
 if TYPE_CHECKING:
     from .store.timeline import Timeline
@@ -53,6 +58,10 @@ class Runtime:
         source: hub id or folder the model came from, for its fingerprint.
         max_turn_tokens: longest turn.
         timeout: seconds a second thread, or a second process, waits for a Session.
+        backend: what decodes replies: ``torch`` layer by layer, or ``triton``, kernels on pages; ``auto`` takes kernels on a CUDA device,
+            where there are some for the method and the model.
+        border: tokens up to which a new Session attends to everything, at most the window; ``auto`` measures up to where that costs
+            less than to recall (see :attr:`measured`), None leaves it at what is attended beyond.
 
     Raises:
         UnsupportedModel: the model's attention cannot be attached.
@@ -71,23 +80,27 @@ class Runtime:
         source: str | None = None,
         max_turn_tokens: int = 2_000_000,
         timeout: float = 0.0,
+        backend: str = "auto",
+        border: int | Literal["auto"] | None = "auto",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.attachment: Attachment = attach(model)
         self.window = window or self.attachment.window
         self.budget = budget or Budget()
         self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
-        self.layout = _layout(self.attachment)
+        self.layout = layout_of(self.attachment)
         self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
-        self._method, self._choosers = method, _choosers(model.config)
+        self._method, self._choosers = method, named_choosers(model.config)
         plain = self.method(0)
+        self.measured, self.border = self._bypass(plain, border)
+        self._pages = operations_on_pages(self.attachment, plain, self.layout, backend)
         self.cache = TieredCache(
             self.layout,
             self.budget,
             self.attachment.device,
-            min_blocks=self._least_blocks(),
-            unsaved_blocks=2 * SEGMENT_BLOCKS + self._unsettled(plain) // BLOCK_TOKENS,
-            unread=[layer.index for layer in self.attachment.layers if not (layer.recalls and plain.reads(layer.index))],
+            min_blocks=least_blocks(plain, self.layout),
+            unsaved_blocks=unsaved_blocks(plain),
+            unread=unread_layers(self.attachment, plain),
         )
         self._max_turn_tokens, self._timeout = max_turn_tokens, timeout
         self._owns_store = not isinstance(store, Store)
@@ -132,6 +145,20 @@ class Runtime:
             return self._method
         return make_method(self._method, self.window, head, choosers=self._choosers)
 
+    def _bypass(self, method: Method, border: int | Literal["auto"] | None) -> tuple[BreakEven | None, int | None]:
+        """What was measured, and the border of new Sessions."""
+        least = method.attended
+        if border is None or least is None or not method.recalls or method.border is not None:
+            return None, None
+        if border != "auto":
+            if not least <= border <= self.window:
+                raise ConfigError(f"border={border} cannot be used: it must be between {least}, what is always attended, and {self.window}")
+            return None, border
+        layer = next(layer for layer in self.attachment.layers if layer.recalls)
+        shape = LayerShape(layer.query_heads, layer.kv_heads, layer.head_dim, self.attachment.dtype, self.attachment.device)
+        measured = break_even(shape, method, self.window)
+        return measured, None if measured is None or measured.border == least else measured.border
+
     def session(self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True) -> Session:
         """Open a Session, making it if it is new.
 
@@ -173,7 +200,7 @@ class Runtime:
             raise ConfigError(f"of={of} are no tokens that can be scored; choose from range(1, {len(ids)})")
         self._check_room(of.stop)
         method = self.method(0)
-        kv = SessionKV(self.layout, self._plan(method), self.cache, NoDisk())
+        kv = SessionKV(self.layout, kv_plan(self.attachment, method, CHUNK_TOKENS), self.cache, NoDisk())
         try:
             engine = MemoryEngine(self.attachment, self.tokenizer, method, kv, lambda start, stop: ids[start:stop], lambda final: None)
             engine.counters = counters or engine.counters
@@ -196,9 +223,10 @@ class Runtime:
             lambda system, tools: self._root(timeline.namespace, system, tools),
             head_limit=self.window // HEAD_SHARE,
             max_turn_tokens=self._max_turn_tokens,
+            border=self.border,
         )
         services = Services(
-            open_engine=lambda: self._engine(timeline, conversation.head_tokens),
+            open_engine=lambda: self._engine(timeline, conversation),
             branch=self._branch,
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
         )
@@ -212,10 +240,12 @@ class Runtime:
         model = json.dumps(self.model_id.to_dict(), sort_keys=True)
         return chain_root(namespace, model, self.chat.template_hash, system, tools)
 
-    def _engine(self, timeline: Timeline, head: int) -> tuple[MemoryEngine, SegmentFiles]:
+    def _engine(self, timeline: Timeline, conversation: Conversation) -> tuple[MemoryEngine, SegmentFiles]:
         files = SegmentFiles(timeline)
-        method = self.method(head)
-        kv = SessionKV(self.layout, self._plan(method), self.cache, files)
+        method = self.method(conversation.head_tokens)
+        if conversation.border is not None and method.attended is not None:
+            method = replace(method, border=max(conversation.border, method.attended))
+        kv = SessionKV(self.layout, kv_plan(self.attachment, method, CHUNK_TOKENS), self.cache, files)
         files.load(kv)
         return self._assemble(timeline, method, kv, files), files
 
@@ -223,7 +253,7 @@ class Runtime:
         def tokens(start: int, stop: int) -> Tensor:
             return torch.from_numpy(timeline.tokens(start, stop).astype("int64"))
 
-        return MemoryEngine(self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final))
+        return MemoryEngine(self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages)
 
     def _branch(self, parent: Session, name: str, at: int | None) -> Session:
         """A child of an open Session: its rows in the Store, and its keys and values shared with the parent's."""
@@ -239,36 +269,6 @@ class Runtime:
             session.adopt(self._assemble(child, engine.method, kv, files), files)
         return session
 
-    def _plan(self, method: Method) -> KVPlan:
-        sizes = method.sizes
-        chunk = CHUNK_TOKENS if sizes is None else max(CHUNK_TOKENS, sizes.group)
-        keep = None if sizes is None else sizes.attended + chunk + self._unsettled(method)
-        wide = [layer.sliding_window or 0 for layer in self.attachment.layers if not layer.recalls]
-        keep = None if keep is None else max([keep, *(width + chunk for width in wide)])
-        sink = BLOCK_TOKENS if sizes is None else sizes.sink
-        recalling = tuple(layer.recalls and method.recalls and method.chooses(layer.index) for layer in self.attachment.layers)
-        least = None if keep is None else keep - chunk
-        return KVPlan(
-            sink,
-            keep,
-            recalling,
-            method.selector.keeps,
-            least,
-            tuple(layer.query_heads for layer in self.attachment.layers),
-        )
-
-    @staticmethod
-    def _unsettled(method: Method) -> int:
-        """Tokens at the end that cannot be written yet, since their block is still in the local window."""
-        plan = method.selector.keeps.representatives
-        return 0 if plan is None else plan.local + plan.block
-
-    def _least_blocks(self) -> int:
-        """Blocks one group may need at one layer: every KV head its own choice; and a Segment to write."""
-        sizes = self.method(0).sizes
-        recalled = 0 if sizes is None else -(-sizes.recalled // BLOCK_TOKENS) * 2
-        return max(recalled * max(self.layout.kv_heads), SEGMENT_BLOCKS)
-
     def close(self) -> None:
         """Take the hooks off the model and close the Store if it was opened here."""
         self.attachment.detach()
@@ -281,17 +281,3 @@ class Runtime:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _choosers(config: Any) -> frozenset[int] | None:
-    """Layers a checkpoint names as those whose queries find things (``recall_layers`` in its config); None where it names none."""
-    named = getattr(config, "recall_layers", None)
-    return None if named is None else frozenset(int(layer) for layer in named)
-
-
-def _layout(attachment: Attachment) -> KVLayout:
-    layers = attachment.layers
-    dtype = str(attachment.dtype).removeprefix("torch.")
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ConfigError(f"keys of dtype {dtype} cannot be stored; load the model with dtype='bfloat16', 'float16' or 'float32'")
-    return KVLayout(tuple(layer.kv_heads for layer in layers), tuple(layer.head_dim for layer in layers), dtype)

@@ -33,10 +33,19 @@ class RecentQueries:
     def __init__(self) -> None:
         self._layers: dict[int, tuple[int, Tensor]] = {}
 
+    def forget(self) -> None:
+        """Know none any more."""
+        self._layers.clear()
+
     def extend(self, layer: int, queries: Tensor, start: int) -> Tensor:
         """``queries [H, T, d]`` from token ``start`` on, headed by those just before them if they are known."""
         stop, past = self._layers.get(layer, (-1, queries[:, :0]))
         return torch.cat([past, queries], dim=1) if stop == start else queries
+
+    def before(self, layer: int, start: int) -> Tensor | None:
+        """The queries ``[H, n, d]`` just before token ``start``; None if they are not known."""
+        stop, past = self._layers.get(layer, (-1, None))
+        return past if stop == start else None
 
     def keep(self, layer: int, queries: Tensor, stop: int) -> None:
         """Remember the last of ``queries [H, T, d]``, which end before token ``stop``."""

@@ -38,13 +38,17 @@ class Trace:
 
     def choose(self, chosen: Selection, block: int) -> None:
         """Count one layer's choices."""
-        tokens = chosen.tokens
-        self.selections += tokens.shape[0] * tokens.shape[1]
-        self.exact = self.exact and chosen.exact
-        self.certified = max(self.certified, chosen.certified, key=lambda c: WEAKER[c])
-        self.keys_scored += chosen.keys_scored
+        blocks = chosen.tokens.div(block, rounding_mode="floor").flatten(0, 1).cpu().numpy()
+        self.choose_blocks(blocks, chosen.exact, chosen.certified, chosen.keys_scored)
         self.keys_rescored += chosen.keys_rescored
-        self._choices.append(tokens.div(block, rounding_mode="floor").flatten(0, 1).cpu().numpy())
+
+    def choose_blocks(self, blocks: np.ndarray, exact: bool, certified: Certificate, keys_scored: int) -> None:
+        """Count one layer's choices, int64 ``[choices, n]``, padded with -1; a Block may be named more than once."""
+        self.selections += len(blocks)
+        self.exact = self.exact and exact
+        self.certified = max(self.certified, certified, key=lambda c: WEAKER[c])
+        self.keys_scored += keys_scored
+        self._choices.append(blocks)
 
     def read(self, blocks: np.ndarray, tiers: np.ndarray) -> None:
         """Note where Blocks were read from."""

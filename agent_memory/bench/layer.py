@@ -10,25 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agent_memory_kernels import operations
 
 from ..attention.methods import Method, Sizes
-from ..attention.region import LayerRule
 from ..attention.selectors import RecallSelector
 from ..attention.selectors.recall import RecallRule
 from ..attention.selectors.recall.certified import Certified
 from ..attention.selectors.recall.votes import Choice, Votes
-from ..attention.step import MemoryStep, RecentQueries
-from ..attention.trace import Trace
-from ..memory.cache import TieredCache
-from ..memory.layer_kv import KVPlan
-from ..memory.session_kv import SessionKV
-from ..model.rope import half_rotation
-from ..types import BLOCK_TOKENS, Budget, KVLayout
+from ..made_up import LayerShape, MadeUpLayer
+from ..types import BLOCK_TOKENS
 from .compare import Progress, Ratio, compare
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
@@ -39,61 +32,10 @@ ALONE = RecallRule(blocks=SIZES.recalled // BLOCK_TOKENS, echo=0.0)
 """Each query chooses for itself: what a model without tuned echo needs."""
 
 
-class _NoDisk:
-    def read_kv(self, layer: int, blocks: np.ndarray, out: Tensor) -> np.ndarray:
-        raise RuntimeError("everything is in memory")
-
-
-class _Rotary:
-    """Llama's rotary embedding, base 500,000, applied as the attached model does."""
-
-    def __init__(self, longest: int, dtype: torch.dtype) -> None:
-        inverse = 500_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
-        angles = torch.outer(torch.arange(longest), inverse)
-        both = torch.cat([angles, angles], dim=-1)
-        self._cos, self._sin = both.cos()[None].to(dtype), both.sin()[None].to(dtype)
-
-    def cos_sin(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self._cos[:, positions], self._sin[:, positions]
-
-    def table(self, layer: int, n: int) -> tuple[Tensor, Tensor]:
-        return self._cos[:, :n], self._sin[:, :n]
-
-    def rotate(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return half_rotation(x, cos, sin)
-
-
-class LongLayer:
-    """A Session of one layer that holds ``tokens`` made-up tokens.
-
-    Keys are of a thousand kinds, ``alike`` times as far apart as the noise within one; 0 leaves the noise alone.
-    """
-
-    def __init__(self, tokens: int, dtype: torch.dtype, rule: RecallRule, alike: float = 1.5, seed: int = 0) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype, self.kinds = dtype, alike * torch.randn((KV_HEADS, 1024, DIM), generator=self.generator)
-        self.method = Method("recall", SIZES, RecallSelector(rule, operations()))
-        layout = KVLayout((KV_HEADS,), (DIM,), str(dtype).removeprefix("torch."))
-        bytes_of = 2 * KV_HEADS * DIM * dtype.itemsize * (tokens + 16_384)
-        cache = TieredCache(layout, Budget(device=bytes_of), min_blocks=256, unsaved_blocks=256)
-        plan = KVPlan(SIZES.sink, SIZES.attended + 1024, (True,), self.method.selector.keeps, SIZES.attended)
-        self.kv = SessionKV(layout, plan, cache, _NoDisk())
-        self.rotary, self.recent, self.trace = _Rotary(SIZES.attended + 64, dtype), RecentQueries(), Trace()
-        for at in range(0, tokens, 2048):
-            self.kv.append(0, *self.made(min(2048, tokens - at)))
-
-    def made(self, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[Hk, count, d]``."""
-        which = torch.randint(1024, (KV_HEADS, count, 1), generator=self.generator).expand(-1, -1, DIM)
-        keys = self.kinds.gather(1, which) + torch.randn((KV_HEADS, count, DIM), generator=self.generator)
-        return keys.to(self.dtype), torch.randn((KV_HEADS, count, DIM), generator=self.generator).to(self.dtype)
-
-    def decode(self) -> Tensor:
-        """Append one token and attend to it: ``[1, H, d]``."""
-        start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self.rotary, operations(), (start, start + 1), self.recent, self.trace)
-        q = torch.randn((HEADS, 1, DIM), generator=self.generator).to(self.dtype)
-        return step.attend(LayerRule(0, DIM**-0.5), q, *self.made(1))
+def long_layer(tokens: int, dtype: torch.dtype, rule: RecallRule, alike: float = 1.5) -> MadeUpLayer:
+    """The layer after so many tokens."""
+    method = Method("recall", SIZES, RecallSelector(rule, operations()))
+    return MadeUpLayer(LayerShape(HEADS, KV_HEADS, DIM, dtype), method, tokens, alike)
 
 
 def attention_layer(lengths: tuple[int, ...], progress: Progress, dtype: torch.dtype = torch.bfloat16) -> Iterator[Ratio]:
@@ -101,7 +43,7 @@ def attention_layer(lengths: tuple[int, ...], progress: Progress, dtype: torch.d
     for tokens, target in zip(lengths, ("4x", "15x"), strict=False):
         for label, rule in (("", ALONE), (", echo", replace(ALONE, echo=RecallRule(blocks=1).echo))):
             progress(f"R1: one layer over {tokens:,} tokens")
-            layer = LongLayer(tokens, dtype, rule)
+            layer = long_layer(tokens, dtype, rule)
             packed, as_used = dense(tokens, dtype)
             shape: dict[str, Any] = {"tokens": tokens, "dtype": str(dtype), "query_heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
             settings = shape | {"recalled": SIZES.recalled, "local": SIZES.local, "scan": rule.scan, "echo": rule.echo}
@@ -133,7 +75,7 @@ class LongProof:
 
     def __init__(self, tokens: int, blocks: int) -> None:
         rule = RecallRule(blocks=blocks, scan="certified", vote="max", scope="kv_head", pool=False)
-        self._layer = LongLayer(tokens, torch.float32, rule, alike=0.0)
+        self._layer = long_layer(tokens, torch.float32, rule, alike=0.0)
         part, self._blocks = self._layer.kv.layers[0], blocks
         if part.summary is None:
             raise RuntimeError("this layer keeps no summaries")

@@ -118,6 +118,8 @@ class Call:
             from agent_memory.opening import open_runtime
 
             runtime = open_runtime(self.settings)
+        if runtime.measured is not None and not self.json:
+            typer.echo(str(runtime.measured), err=True)
         try:
             yield runtime
         finally:

@@ -31,6 +31,14 @@ class BlockSource(Protocol):
         """
 
 
+class NoDisk:
+    """Stands behind Blocks that never leave memory, so that none is read back: those of a text that is only scored."""
+
+    def read_kv(self, layer: int, blocks: np.ndarray, out: torch.Tensor) -> np.ndarray:
+        """Never called."""
+        raise RuntimeError("these Blocks have no disk to be read from")
+
+
 def kv_dtype(layout: KVLayout) -> torch.dtype:
     """The torch dtype a layout names.
 

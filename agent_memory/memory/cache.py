@@ -209,6 +209,19 @@ class TieredCache:
                 self._arrivals.ask(Arrival(Wanted(layer, row, uids[part], blocks[part]), source, shelf.empty))
             return len(which)
 
+    def pages(self, layer: int, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where Blocks lie now, and their Tiers: see ``Shelf.pages``; and a number that changes whenever a Block of the layer's kind comes
+        or goes."""
+        shelf, row = self._place[layer]
+        with self._lock:
+            return *shelf.pages(row, uids), shelf.changes
+
+    def pools(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """All slots ``[slots, 2, kv_heads, block_tokens, head_dim]`` of the device, and of the host if it holds Blocks as they are."""
+        shelf, _ = self._place[layer]
+        kept = shelf.host.packing is None and shelf.host.table.slots > 0
+        return shelf.pool.data, shelf.host.data if kept else None
+
     def close(self) -> None:
         """End what is read in the background; the cache can be read on."""
         self._arrivals.close()

@@ -57,6 +57,11 @@ class GrowingRows:
         own = self._buffer[: self._own]
         return [part for part in (self._base, own) if len(part)] or [own]
 
+    def buffers(self) -> list[tuple[Tensor, int]]:
+        """As :meth:`views`, each with what is reserved after its last row, and how many rows it has: it stays where it is until more has
+        to be reserved."""
+        return [(part, count) for part, count in ((self._base, len(self._base)), (self._buffer, self._own)) if count]
+
     def slice(self, start: int, stop: int) -> Tensor:
         """Rows ``[start, stop)``: a view where they lie together, else a copy."""
         split = len(self._base)

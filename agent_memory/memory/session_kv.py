@@ -191,7 +191,7 @@ class SessionKV:
                 parts.append(reading.pool[:, 0, heads].index_select(0, reading.slots.clamp(min=0)))
                 sound.append(reading.slots >= 0)
                 self.lost[numbers[(reading.slots < 0).cpu().numpy()]] = True
-        return torch.cat(parts), torch.cat(sound)
+        return (parts[0], sound[0]) if len(parts) == 1 else (torch.cat(parts), torch.cat(sound))
 
     def fork(self, length: int, source: BlockSource) -> SessionKV:
         """A Session of its own that shares the Blocks before ``length``; both may go on."""

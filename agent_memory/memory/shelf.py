@@ -125,6 +125,21 @@ class Shelf:
         missing: np.ndarray = (self.pool.table.find(row, uids) < 0) & (self.host.table.find(row, uids) < 0)
         return missing
 
+    @property
+    def changes(self) -> int:
+        """How often a Block came to either Tier or left it."""
+        return self.pool.table.changes + self.host.table.changes
+
+    def pages(self, row: int, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ``[n]``: the device slot of each Block, ``-(slot + 2)`` of the host where only that has it as it is, -1 where neither does;
+        and uint8 ``[n]``, its Tier if either does."""
+        found = self.pool.table.find(row, uids)
+        tiers = np.where(found >= 0, self.pool.table.origin[found], HOST).astype(np.uint8)
+        if self.host.table.slots and self.host.packing is None:
+            below = self.host.table.find(row, uids)
+            found = np.where((found < 0) & (below >= 0), -2 - below, found)
+        return found.astype(np.int32), tiers
+
     def land(self, wanted: Wanted, kv: Tensor) -> None:
         """Take Blocks ``kv`` ``[n, *shape]`` that nobody reads yet; who reads one first is told that it came from the disk."""
         if len(kv) <= self.pool.table.available:

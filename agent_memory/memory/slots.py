@@ -26,6 +26,7 @@ class SlotTable:
 
     Attributes:
         origin: uint8 ``[slots]``, for whoever claims slots to note where the bytes of each came from.
+        changes: how often an entry came or went: who remembers slots can tell whether they are still what they were.
     """
 
     def __init__(self, slots: int, layers: int, unread: Collection[int] = ()) -> None:
@@ -39,6 +40,7 @@ class SlotTable:
         self._only_copy = np.zeros(slots, bool)
         self._last_used = np.zeros(slots, np.int64)
         self.origin = np.zeros(slots, np.uint8)
+        self.changes = 0
         self._clock = 0
         self._may_leave = 0  # slots that are held, not pinned and not the only copy
         self._free = np.arange(slots, dtype=np.int64)[::-1].copy()  # a stack; its top is at _free_count
@@ -65,6 +67,7 @@ class SlotTable:
         """These entries lie in ``slots``, as ``next_free`` gave them; ``origin`` is what ``self.origin`` says of them from now on."""
         self._reach(int(uids.max(initial=-1)))
         self._free_count -= len(slots)
+        self.changes += len(slots)
         self._uid[slots], self._layer[slots], self._only_copy[slots] = uids, layer, only_copy
         self.origin[slots] = origin
         self._may_leave += 0 if only_copy else len(slots)
@@ -104,6 +107,7 @@ class SlotTable:
     def drop(self, slots: np.ndarray) -> np.ndarray:
         """Forget what these held slots hold; returns slots that became free."""
         self._may_leave -= int(np.count_nonzero(self._may_go(slots)))
+        self.changes += len(slots)
         self._table[self._layer[slots], self._uid[slots]] = _NOBODY
         self._uid[slots], self._only_copy[slots] = _NOBODY, False
         return self._give_back(slots[self._pins[slots] == 0])

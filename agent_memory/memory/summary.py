@@ -161,6 +161,12 @@ class LayerSummary:
             at += len(keys)
         return pairs
 
+    def sketches(self) -> list[tuple[Tensor, Tensor, Tensor, int]]:
+        """``q8``, ``scale`` and ``residual`` of all Blocks where they lie, in one or two parts in order, each with what is reserved
+        after it, and how many Blocks it has."""
+        parts = zip(*(self._sketched(name).buffers() for name in ("q8", "scale", "residual")), strict=True)
+        return [(codes, scale, residual, count) for (codes, count), (scale, _), (residual, _) in parts]
+
     def score_sketch(self, q: Tensor, blocks: Tensor | slice) -> SketchScores:
         """Scores of queries against the 8-bit keys of some Blocks, with their error bound.
 

@@ -18,7 +18,7 @@ from agent_memory.errors import UnsupportedModel
 from agent_memory.model.certify import Layer, certify, embeddings, identity, window_of
 from agent_memory.model.interface import ATTENTION, ROUTE, AttentionStep, LayerSpec, attention_configs, implementation
 from agent_memory.model.kv_cache import PassingCache
-from agent_memory.model.rope import Rope
+from agent_memory.model.rope import Rope, half_rotation
 
 __all__ = ["AttachReport", "Attachment", "AttentionStep", "LayerSpec", "attach", "inspect"]
 
@@ -88,13 +88,32 @@ class Attachment:
         rotate = self._parts[layer].rotate
         return x if rotate is None else rotate(x, cos, sin)
 
-    def forward(self, ids: Tensor, start: int, step: AttentionStep, *, logits: Literal["last", "all", "none"] = "last") -> Tensor | None:
+    def rotation(self, layer: int, n: int) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines ``[n, r]`` of positions 0 to n-1, where rotating by them is rotating halves (:func:`.rope.half_rotation`) and
+        they are the same whatever other positions are asked for; r = 0 where nothing is rotated; None where it is otherwise."""
+        part = self._parts[layer]
+        if part.rope is not None and not (part.rope.steady and part.rotate is half_rotation):
+            return None
+        cos, sin = self.table(layer, n)
+        return cos[0], sin[0]
+
+    def forward(
+        self,
+        ids: Tensor,
+        start: int,
+        step: AttentionStep,
+        *,
+        logits: Literal["last", "all", "none"] = "last",
+        positions: Tensor | None = None,
+    ) -> Tensor | None:
         """Run ``[1, T]`` int64 ids as tokens ``start`` to ``start + T - 1``, with all attention done by ``step``.
 
         Returns logits ``[1, 1, vocabulary]`` (``last``), ``[1, T, vocabulary]`` (``all``) or None, in the model's dtype. No
         gradients. One forward at a time: another thread waits. An exception of the step leaves the model as it was.
+        ``positions`` ``[1, T]`` on the device, if given, say the same as ``start``.
         """
-        positions = torch.arange(start, start + ids.shape[1], device=self.device)[None]
+        if positions is None:
+            positions = torch.arange(start, start + ids.shape[1], device=self.device)[None]
         inputs = {"input_ids": ids.to(self.device), "position_ids": positions, "past_key_values": PassingCache(start), "use_cache": True}
         with self._lock, torch.no_grad(), implementation(self._configs, ATTENTION):
             states = [rope.save() for rope in self._ropes]

@@ -74,7 +74,16 @@ class Operations(Protocol):
         """One vote a candidate, from the scores all queries gave it."""
         ...
 
-    def echo(self, scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float, follows: Tensor | None = None) -> Tensor:
+    def echo(
+        self,
+        scores: Tensor,
+        candidates: Tensor,
+        asking: int,
+        window: int,
+        weight: float,
+        follows: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Normalised scores of each query, in part of the queries before it."""
         ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,6 +12,7 @@ from agent_memory.attention.methods import Method
 from agent_memory.attention.region import LayerRule
 from agent_memory.attention.step import MemoryStep, RecentQueries
 from agent_memory.attention.trace import Trace
+from agent_memory.memory.block import NoDisk
 from agent_memory.memory.cache import TieredCache
 from agent_memory.memory.layer_kv import KVPlan
 from agent_memory.memory.session_kv import SessionKV
@@ -21,13 +21,6 @@ from agent_memory.types import Budget, KVLayout
 from agent_memory_kernels import operations
 
 WINDOW = 512
-
-
-class NoDisk:
-    """A source that holds nothing: every Block must be in the cache."""
-
-    def read_kv(self, layer: int, blocks: np.ndarray, out: torch.Tensor) -> np.ndarray:
-        raise AssertionError("nothing was saved, so nothing can be read")
 
 
 class Driver:

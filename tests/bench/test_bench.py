@@ -13,7 +13,7 @@ import torch
 from agent_memory.bench import compare as timing
 from agent_memory.bench import disk, layer
 from agent_memory.bench.compare import Ratio, compare, counted
-from agent_memory.bench.layer import ALONE, LongLayer, LongProof
+from agent_memory.bench.layer import ALONE, LongProof, long_layer
 from agent_memory.bench.plot import draw_ratios
 from agent_memory.bench.run import COLUMNS, keep
 from agent_memory.bench.session import decoding, filled, heap, prefilling
@@ -80,7 +80,7 @@ def test_segments_cost_hardly_more_bytes_than_what_they_hold(monkeypatch: pytest
 
 
 def test_the_layer_that_is_timed_attends_to_what_it_says() -> None:
-    long = LongLayer(4096, torch.float32, ALONE)
+    long = long_layer(4096, torch.float32, ALONE)
     assert long.kv.length == 4096
     out = long.decode()
     assert out.shape == (1, layer.HEADS, layer.DIM)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from agent_memory.attention.trace import Trace
 from agent_memory.memory.clusters import Fetch, KeyClusters
 from agent_memory.pocket import data
 from agent_memory.session import Session
+from agent_memory.types import GenerationRequest
 from tests.session.conftest import MakeRuntime, story
 
 METHOD = "recall:clusters_from=2048"
@@ -92,3 +94,14 @@ def test_reopened_and_killed_half_way(make_runtime: MakeRuntime, expected: torch
     session.close()
     with make_runtime(method=METHOD, store=tmp_path / "as it was").session("a") as again:
         torch.testing.assert_close(newest(again), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_reply_does_not_depend_on_what_was_fed_just_before(make_runtime: MakeRuntime) -> None:
+    request = GenerationRequest(prompt=(5, 6, 7), max_new_tokens=12, end_ids=())
+    with make_runtime().session("a") as session:
+        append(session, story(9, 6))
+        session.prefill()
+        count = session.engine.kv.length
+        assert count % 16 == 0  # the last group is whole: nothing of it is fed again for a reply
+        first, second = ([piece.token for piece in session.engine.generate(count, request, Trace())] for _ in range(2))
+    assert first == second

@@ -53,7 +53,15 @@ def vote(scores: Tensor, candidates: Tensor, rule: str) -> Tensor:
     return best.masked_fill_(~candidates.expand_as(best), EMPTY)
 
 
-def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: float, follows: Tensor | None = None) -> Tensor:
+def echo(
+    scores: Tensor,
+    candidates: Tensor,
+    asking: int,
+    window: int,
+    weight: float,
+    follows: Tensor | None = None,
+    known: Tensor | None = None,
+) -> Tensor:
     """Votes of queries that speak for themselves and, in part, for the queries just before them.
 
     A query's score is its normalised one plus ``weight`` times the mean log share that the last ``window`` queries gave the same
@@ -67,6 +75,7 @@ def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: f
         window: queries that are heard, the row's own with them.
         weight: how loud the earlier ones are.
         follows: bool ``[n]``: which candidates come right after the one before them in the list; None is all of them.
+        known: bool ``[m]``: which rows are heard by all who ask, whatever ``window`` says; where rows lie in a ring.
 
     Returns:
         ``[G, S, asking, n]`` fp32, ``-inf`` where not a candidate.
@@ -76,7 +85,7 @@ def echo(scores: Tensor, candidates: Tensor, asking: int, window: int, weight: f
     before = shares[..., :-1] if follows is None else shares[..., :-1].masked_fill(~follows[1:], EMPTY)
     shares[..., 1:] = torch.maximum(shares[..., 1:], before)
     rows = torch.arange(scores.shape[2], device=scores.device)
-    heard = (rows <= rows[-asking:, None]) & (rows > rows[-asking:, None] - window)
+    heard = (rows <= rows[-asking:, None]) & (rows > rows[-asking:, None] - window) if known is None else known.expand(asking, -1)
     weights = heard.float() * weight / heard.sum(1, keepdim=True)
     return torch.log_softmax(scores[:, :, -asking:], dim=-1).add_(weights @ shares)
 

@@ -58,18 +58,18 @@ class Votes:
         every = candidates[:, None].float().masked_fill(~candidates[:, None], float("-inf"))
         return Choice(self.ops.select(every, self.rule.blocks), True, True, 0)
 
-    def cast(self, scores: Tensor, asking: int, candidates: Tensor, follows: Tensor | None = None) -> Tensor:
+    def cast(self, scores: Tensor, asking: int, candidates: Tensor, follows: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Votes fp32 ``[G, 1 or S, n]`` of groups' scores ``[G, S, m, n]`` for ``candidates`` bool ``[G, 1, n]``.
 
         Args:
             scores: overwritten; the last ``asking`` rows ask, the others are heard.
             asking: rows that ask.
             candidates: at least one of each group.
-            follows: see ``Operations.echo``.
+            follows, known: see ``Operations.echo``.
         """
         if not self.rule.echoes:
             return self.shared(self.ops.vote(scores, candidates, self.rule.vote))
-        votes = self.shared(self.ops.echo(scores, candidates, asking, self.rule.heard, self.rule.echo, follows))
+        votes = self.shared(self.ops.echo(scores, candidates, asking, self.rule.heard, self.rule.echo, follows, known))
         far = votes < votes.amax(-1, keepdim=True) - self.rule.margin
         return votes.masked_fill_(far, float("-inf")).amax(2)
 
