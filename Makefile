@@ -40,7 +40,7 @@ aot: install $(TRITON)
 
 test-gpu: install $(TRITON)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
-	then $(BIN)/python -m pytest -q -rs tests/kernels $(ARGS); \
+	then $(BIN)/python -m pytest -q -rs tests/kernels tests/gpu $(ARGS); \
 	else echo "skipped: torch finds no CUDA device here, so no kernel can run for real (make test runs them in the interpreter)"; fi
 
 check: install

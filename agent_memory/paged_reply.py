@@ -89,17 +89,18 @@ class PagedReply:
         attachment: the model.
         kv: the Session's keys and values.
         method: how memory takes part.
-        ops: operations on pages. On a CUDA device the forward is captured in a graph.
+        ops: operations on pages.
+        capture: capture the forward in a graph, where the device has graphs.
 
     Attributes:
         again: steps that were made again.
     """
 
-    def __init__(self, attachment: Attachment, kv: SessionKV, method: Method, ops: PagedOperations) -> None:
+    def __init__(self, attachment: Attachment, kv: SessionKV, method: Method, ops: PagedOperations, *, capture: bool = True) -> None:
         self._attachment, self._kv, self._method, self._ops = attachment, kv, method, ops
         self._step: PagedStep | None = None
         self._ids = torch.zeros((1, 1), dtype=torch.int64, device=attachment.device)
-        self._forward = Captured(self._run, attachment.device.type == "cuda")
+        self._forward = Captured(self._run, capture and attachment.device.type == "cuda")
         self._length, self._lie = 0, tuple[tuple[int, int], ...]()
         self.again = 0
 
@@ -129,6 +130,11 @@ class PagedReply:
     def launches(self) -> dict[str, int]:
         """Kernels launched so far, by name; those of a captured forward once."""
         return {} if self._step is None else dict(self._step.workspace.launches)
+
+    @property
+    def captures(self) -> int:
+        """Graphs that were captured so far."""
+        return self._forward.captures
 
     def close(self) -> None:
         """End the reply; what was decoded since the last whole Block is forgotten."""
