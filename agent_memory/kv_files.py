@@ -5,6 +5,7 @@ Knows dtypes, tensor names and which Blocks are due; does not know attention, fi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,10 @@ from .errors import BlockDamaged
 from .memory.session_kv import SessionKV
 from .store.segments import SegmentRow, TensorBytes
 from .store.timeline import Timeline
-from .types import SEGMENT_BLOCKS
+from .types import BLOCK_TOKENS, SEGMENT_BLOCKS
+
+MANY_TOKENS = 131_072
+"""Sorting the keys of more tokens than these into clusters takes so long that it is announced."""
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float32: "F32",
@@ -103,6 +107,14 @@ class SegmentFiles:
         tail = self._timeline.tail()
         if tail is not None:
             kv.restore_tail({name: to_tensor(stored) for name, stored in tail[1].items()})
+        behind = max((kv.length - part.clusters.blocks * BLOCK_TOKENS for part in kv.layers if part.clusters is not None), default=0)
+        if behind > MANY_TOKENS:
+            logging.getLogger(__name__).warning(
+                "session %r was not closed, or not with this method: the keys of %s tokens are sorted into clusters again before its next "
+                "step (a million of two KV heads takes about a minute)",
+                self._timeline.name,
+                f"{behind:,}",
+            )
 
     def _summaries(self, row: SegmentRow) -> dict[str, Tensor] | None:
         try:

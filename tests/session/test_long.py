@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agent_memory import kv_files
 from agent_memory.attention.trace import Trace
 from agent_memory.memory.clusters import Fetch, KeyClusters
 from agent_memory.pocket import data
@@ -79,6 +80,24 @@ def test_a_clean_reopening_takes_the_clusters_up_as_they_were(make_runtime: Make
         assert clusters(session) == []  # those of another start are not these
     with make_runtime(method="recall:scan=keys").session("a") as session:
         session.append("tool", TEXTS[0], name="read")
+
+
+def test_clusters_that_have_to_be_made_again_are_announced(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kv_files, "MANY_TOKENS", 1024)
+    with make_runtime(method=METHOD).session("a") as session:
+        append(session, TEXTS, prefill=True)
+    with make_runtime(method=METHOD).session("a") as session:
+        session.prefill()
+        assert not caplog.records
+        append(session, TEXTS[:8], prefill=True)
+        session.close(keep=False)
+    with make_runtime(method=METHOD).session("a") as session:
+        session.prefill()
+    (record,) = caplog.records
+    assert "session 'a' was not closed" in record.message
+    assert "sorted into clusters again" in record.message
 
 
 def test_reopened_and_killed_half_way(make_runtime: MakeRuntime, expected: torch.Tensor, tmp_path: Path) -> None:
