@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from agent_memory.errors import ConfigError
+
 WARM_UP = 2
 """Forwards before a capture, on a stream of their own: kernels are compiled, libraries make their workspaces."""
 
@@ -34,7 +36,11 @@ class Captured:
         self._graphs = {}
 
     def run(self, key: Hashable) -> Tensor:
-        """Logits of the forward; what ``key`` names is captured the first time, and others with the same first element are let go."""
+        """Logits of the forward; what ``key`` names is captured the first time, and others with the same first element are let go.
+
+        Raises:
+            ConfigError: it cannot be captured.
+        """
         if not self._capture:
             return self._forward()
         if key not in self._graphs:
@@ -52,8 +58,12 @@ class Captured:
                 self._forward()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._forward()
+        try:
+            # Other threads may go on reading Blocks ahead while this one captures.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                logits = self._forward()
+        except RuntimeError as error:
+            raise ConfigError(f"the model's forward cannot be captured in a CUDA graph: {error}; choose backend='torch'") from error
         self.captures += 1
         return graph, logits
 
