@@ -6,11 +6,19 @@ keys are cut.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 BLOCKS_AT_ONCE = 128
 """Blocks in one product at most. Few shapes, since a CPU keeps a compiled kernel for each one it has seen."""
+
+BLOCKS_HELD = 1024
+"""Blocks of which all products are held at most, so that they stay in a CPU's cache until the largest are known."""
+
+COLUMNS = 16
+"""Columns a product of matrices takes no longer for than for fewer."""
 
 FEW = 8
 """Queries of a scan, if there are no more."""
@@ -65,17 +73,18 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
     unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
     coarse = (asked / unit).round_()
     fine = ((asked - coarse * unit) / (unit / FINE)).round_().clamp_(-127, 127)
-    norm = asked.norm(dim=-1) * (1 + (dim + 3) * 2.0**-24)
-    planes = torch.nn.functional.pad(torch.cat([coarse, fine], 1), (0, 0, 0, _filled(2 * rows) - 2 * rows)).to(torch.int8).transpose(1, 2)
-    estimates, errors = [], []
+    norm = (asked.norm(dim=-1) * (1 + (dim + 3) * 2.0**-24)).clamp_(min=1e-30)  # a Block that is lost has an infinite radius
+    planes = _side_by_side(coarse, fine, keys[0][0][0].shape[1])
+    # What the finer row of integers leaves over is at most half its step in each of d places, where a key has 127 steps at most.
+    left = unit / FINE * (0.5 * 127 * dim)
+    estimates = torch.empty((heads, rows, sum(len(part[0]) for part in keys[0])), device=queries.device)
+    errors = torch.empty_like(estimates)
     for head in range(heads):
         steps, radius = (torch.cat([part[i] for part in keys[head]]) for i in (1, 2))
-        best = torch.cat([_best_of_planes(planes[head], part[0], rows) for part in keys[head]]).T
-        # What the finer row of integers leaves over is at most half its step in each of d places, where a key has 127 steps at most.
-        lost = unit[head] / FINE * (0.5 * 127 * dim) * steps
-        estimates.append(best.mul_(steps).mul_(unit[head] / FINE * scale))
-        errors.append((norm[head][:, None] * radius + lost).mul_(scale * (1 + 2.0**-20)))
-    return torch.stack(estimates), torch.stack(errors)
+        best = torch.cat([_best_of_planes(planes[head], part[0]) for part in keys[head]])
+        torch.mul(best[:, :rows].T, steps, out=estimates[head])
+        torch.mul(norm[head][:, None], radius, out=errors[head]).addcmul_(left[head], steps)
+    return estimates.mul_(unit / FINE * scale), errors.mul_(scale * (1 + 2.0**-20))
 
 
 def _filled(rows: int) -> int:
@@ -83,18 +92,66 @@ def _filled(rows: int) -> int:
     return FEW if rows <= FEW else -(-rows // ROWS) * ROWS
 
 
-def _best_of_planes(planes: Tensor, keys: Tensor, rows: int) -> Tensor:
-    """fp32 ``[blocks, rows]``: the largest product with each Block's keys, in steps of the finer plane."""
+def _side_by_side(coarse: Tensor, fine: Tensor, size: int) -> Tensor:
+    """Two rows of integers of each query, for products with several keys of a Block at a time that lie behind each other.
+
+    Few queries leave a product of matrices idle: keys are read faster where each column meets only one of ``p`` keys and is zero for the
+    others.
+
+    Args:
+        coarse, fine: whole numbers ``[S, rows, d]``.
+        size: keys of a Block.
+
+    Returns:
+        int8 ``[S, p * d, 2, p * width]``: for the coarser and the finer plane, columns by key and query, queries filled up with zeros.
+    """
+    heads, rows, dim = coarse.shape
+    width = max(4, 1 << (rows - 1).bit_length()) if rows <= COLUMNS else -(-rows // COLUMNS) * COLUMNS
+    together = math.gcd(max(1, COLUMNS // width), size)
+    planes = torch.zeros((heads, together, dim, 2, together, width), dtype=torch.int8, device=coarse.device)
+    for key in range(together):
+        planes[:, key, :, 0, key, :rows] = coarse.transpose(1, 2)
+        planes[:, key, :, 1, key, :rows] = fine.transpose(1, 2)
+    return planes.view(heads, together * dim, 2, together * width)
+
+
+def _best_of_planes(planes: Tensor, keys: Tensor) -> Tensor:
+    """int32 ``[blocks, width]``: the largest product with each Block's keys int8 ``[blocks, block, d]``, in steps of the finer plane.
+
+    Args:
+        planes: of one key head, see ``_side_by_side``.
+        keys: of the same head.
+    """
     count, size, dim = keys.shape
-    step, flat = min(BLOCKS_AT_ONCE, count), keys.reshape(-1, dim)
-    out = torch.empty((count, rows), device=keys.device)
-    products = torch.empty((step * size, planes.shape[1]), dtype=torch.int32, device=keys.device)
-    for at in range(0, count, BLOCKS_AT_ONCE):
+    together = planes.shape[0] // dim
+    lines, width = size // together, planes.shape[2] // together
+    step, flat, both = min(BLOCKS_HELD, count), keys.reshape(-1, together * dim), planes.flatten(1)
+    best = torch.empty((count, together * width), dtype=torch.int32, device=keys.device)
+    products = torch.empty((step * lines, both.shape[1]), dtype=torch.int32, device=keys.device)
+    for at in range(0, count, BLOCKS_HELD):
         first = min(at, count - step)
-        _multiply(flat[first * size : (first + step) * size], planes, products)
-        whole = torch.add(products[:, rows : 2 * rows], products[:, :rows], alpha=FINE)
-        out[first : first + step] = whole.view(step, size, rows).amax(1)
-    return out
+        _multiply_in_parts(flat[first * lines : (first + step) * lines], both, products, lines * BLOCKS_AT_ONCE)
+        coarse, fine = products.view(step, lines, 2, -1).unbind(2)
+        best[first : first + step] = _largest(fine.add_(coarse, alpha=FINE))
+    return _largest(best.view(count, together, width))
+
+
+def _multiply_in_parts(left: Tensor, right: Tensor, out: Tensor, rows: int) -> None:
+    """As ``_multiply``, so many ``rows`` at a time; the last part overlaps: products of one shape share one compiled kernel."""
+    rows = min(rows, len(left))
+    whole = len(left) // rows * rows
+    for part, products in zip(left[:whole].split(rows), out[:whole].split(rows), strict=True):
+        _multiply(part, right, products)
+    if whole < len(left):
+        _multiply(left[-rows:], right, out[-rows:])
+
+
+def _largest(numbers: Tensor) -> Tensor:
+    """Largest of ``[n, k, columns]`` along ``k``: half against half, since a pass over many columns is faster than one along few."""
+    while numbers.shape[1] % 2 == 0:
+        half = numbers.shape[1] // 2
+        numbers = torch.maximum(numbers[:, :half], numbers[:, half:])
+    return numbers.amax(1) if numbers.shape[1] > 1 else numbers[:, 0]
 
 
 def _best_of_blocks(queries: Tensor, keys: list[Tensor], best: Tensor) -> None:

@@ -7,9 +7,12 @@ are scored again with their true keys, until nothing is open.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from agent_memory_kernels import Operations
 from agent_memory_kernels.reference import LEAST_SHARE
 
 from ....memory.layer_kv import ReadKeys
@@ -42,12 +45,13 @@ class Certified:
         return Choice.joined([self._choose(part, asking, allowed) for part, allowed in zip(rows, candidates, strict=True)])
 
     def _choose(self, rows: Tensor, asking: int, candidates: Tensor) -> Choice:
-        count, summary = len(candidates), self._summary
-        scores, errors = self._votes.ops.block_bounds(rows, [summary.bounded(head, count) for head in range(len(rows))], self._scale)
-        scores += common(rows, summary, self._scale)
+        count = len(candidates)
+        scores, errors = score_bounds(self._votes.ops, rows, self._summary, count, self._scale)
         scored = len(rows) * count * BLOCK_TOKENS
         # Not scored with true keys yet: where heads choose together a Block is scored for all of them.
         open_ = candidates.expand(len(rows) if self._votes.rule.scope == "kv_head" else 1, -1).clone()
+        if self._votes.rule.vote == "max":
+            return self._choose_raw(rows, scores - errors, scores.add_(errors), candidates, open_, scored)
         errors.masked_fill_(~open_[:, None], 0.0)
         rescored = 0
         while True:
@@ -55,11 +59,34 @@ class Certified:
             again = self._unproven(scores, errors, asking, candidates, chosen, open_)
             if again is None:
                 break
-            scored += self._score_again(rows, again, scores)
-            rescored += int(again.sum())
+            for heads, part, best in self._true_scores(rows, again):
+                scores[heads, :, part] = best
+            scored, rescored = scored + self._keys_of(again), rescored + int(again.sum())
             open_ &= ~again
             errors.masked_fill_(~open_[:, None], 0.0)
         return Choice(chosen, True, True, scored, rescored)
+
+    def _choose_raw(self, rows: Tensor, low: Tensor, high: Tensor, candidates: Tensor, open_: Tensor, scored: int) -> Choice:
+        """Choose where the vote for a Block is its best score, which no other Block has a part in: only Blocks at the border count.
+
+        Args:
+            rows: ``[Hk, m, d]``.
+            low, high: bounds of scores fp32 ``[Hk, m, n]``.
+            candidates, open_: bool ``[n]``, and ``[1 or Hk, n]``: not scored with true keys.
+            scored: keys scored until now.
+        """
+        votes, rescored, likely = self._votes, 0, True
+        low, high = (bound.amax(1).masked_fill_(~candidates, _EMPTY) for bound in (low, high))
+        while True:
+            again = _at_border(votes.shared(low[None])[0], votes.shared(high[None])[0], votes.rule.blocks, likely) & open_
+            if not likely and not bool(again.any()):
+                # All the best are known now, or so far above the border that no other reaches them.
+                return Choice(votes.best(votes.shared(low[None])), True, True, scored, rescored)
+            for heads, part, best in self._true_scores(rows, again):
+                low[heads, part] = high[heads, part] = best.amax(1)
+            scored, rescored = scored + self._keys_of(again), rescored + int(again.sum())
+            open_ &= ~again
+            likely = False
 
     def _unproven(self, scores: Tensor, errors: Tensor, asking: int, candidates: Tensor, chosen: Tensor, open_: Tensor) -> Tensor | None:
         """Bool ``[1 or Hk, n]``: Blocks to score with true keys before ``chosen [1, S, b]`` is proven; None if it is."""
@@ -74,16 +101,21 @@ class Certified:
         again = doubtful & open_
         return again if bool(again.any()) else _loudest(scores, errors, candidates, open_)
 
-    def _score_again(self, rows: Tensor, again: Tensor, scores: Tensor) -> int:
-        """Write the true scores of the Blocks ``again``; returns how many keys were scored for it."""
+    def _true_scores(self, rows: Tensor, again: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """KV heads, Blocks int64 ``[n]`` and their best scores fp32 ``[h, m, n]`` by true keys, for all the Blocks ``again``."""
         together = len(again) == 1
         for number, row in enumerate(again):
             heads = slice(None) if together else slice(number, number + 1)
-            for part in row.nonzero()[:, 0].split(512):
+            asked = rows[heads].float()
+            for part in row.nonzero()[:, 0].split(512) if bool(row.any()) else ():
                 keys, sound = self._read(part, None if together else number)
-                best = torch.einsum("hmd,nhbd->hmnb", rows[heads].float(), keys.float()).amax(-1).mul_(self._scale)
-                scores[heads, :, part] = best.masked_fill(~sound, _EMPTY)
-        return int(again.sum()) * BLOCK_TOKENS * (len(rows) if together else 1)
+                products = asked @ keys.float().transpose(0, 1).flatten(1, 2).transpose(1, 2)
+                best = products.unflatten(2, (len(part), BLOCK_TOKENS)).amax(-1).mul_(self._scale)
+                yield heads, part, best.masked_fill_(~sound, _EMPTY)
+
+    def _keys_of(self, again: Tensor) -> int:
+        """Keys that were scored for the Blocks ``again``."""
+        return int(again.sum()) * BLOCK_TOKENS * (self._summary.kv_heads if len(again) == 1 else 1)
 
     def _doubtful(self, scores: Tensor, errors: Tensor, asking: int, candidates: Tensor, chosen: Tensor) -> Tensor | None:
         """Bool ``[S, n]``: Blocks of which it is open whether they belong to ``chosen [1, S, b]``; None if all is proven."""
@@ -99,6 +131,16 @@ class Certified:
             return None
         surely = least.topk(min(blocks.shape[1], least.shape[1])).values[:, -1:]  # the last of the chosen has at least this vote
         return torch.where(full, most >= surely, most > _EMPTY) & ~proven
+
+
+def score_bounds(ops: Operations, rows: Tensor, summary: LayerSummary, count: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Best scores of ``rows [Hk, m, d]`` with the first ``count`` Blocks from 8-bit keys, and bounds of how far each is from the score by
+    true keys, in fp32 and in any order of summation: fp32 ``[Hk, m, count]`` twice."""
+    scores, errors = ops.block_bounds(rows, [summary.bounded(head, count) for head in range(len(rows))], scale)
+    # What all keys have in common is added in fp32: its product, and the sum, round as far as it is long, however short the keys are.
+    rounding = (2 * rows.shape[-1] + 16) * 2.0**-24 * scale
+    lengths = rows.float().norm(dim=-1, keepdim=True) * summary.centre.norm(dim=-1)[:, None, None]
+    return scores.add_(common(rows, summary, scale)), errors.add_(lengths.mul_(rounding))
 
 
 def vote_bounds(votes: Votes, low: Tensor, high: Tensor, asking: int, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,6 +162,24 @@ def vote_bounds(votes: Votes, low: Tensor, high: Tensor, asking: int, candidates
     kept = least >= most.amax(-1, keepdim=True) - rule.margin
     dropped = most < least.amax(-1, keepdim=True) - rule.margin
     return least.masked_fill(~kept, _EMPTY).amax(2), most.masked_fill(dropped, _EMPTY).amax(2)
+
+
+def _at_border(least: Tensor, most: Tensor, count: int, likely: bool) -> Tensor:
+    """Bool ``[S, n]``: all Blocks of which it is open whether they are among the best ``count``; where each vote is its Block's own.
+
+    Args:
+        least, most: bounds of votes fp32 ``[S, n]``.
+        count: how many are chosen.
+        likely: only those that reach where the border seems to be; once their votes are known, few others are open.
+    """
+    blocks = least.shape[1]
+    last = least.topk(min(count, blocks)).values[:, -1:]  # the last of the best has at least this vote,
+    following = most.topk(min(count + 1, blocks)).values[:, -1:]  # and the first of the others this at most
+    doubtful = (most >= last) & (least <= following)
+    if not likely:
+        return doubtful
+    border = (last + following) / 2
+    return doubtful & (least <= border) & (most >= border)
 
 
 def _echoed(votes: Votes, shares: Tensor, asking: int) -> Tensor:
