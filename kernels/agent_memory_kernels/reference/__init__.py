@@ -13,13 +13,12 @@ from .dense import (
     select,
     vote,
 )
-from .scan import BLOCKS_AT_ONCE, ROWS, block_bounds, block_maxima
+from .scan import BLOCKS_AT_ONCE, block_bounds, block_maxima
 
 __all__ = [
     "BLOCKS_AT_ONCE",
     "EMPTY",
     "LEAST_SHARE",
-    "ROWS",
     "RUN",
     "attend",
     "attend_alone",

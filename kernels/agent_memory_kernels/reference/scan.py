@@ -18,16 +18,16 @@ BLOCKS_HELD = 1024
 """Blocks of which all products are held at most, so that they stay in a CPU's cache until the largest are known."""
 
 COLUMNS = 16
-"""Columns a product of matrices takes no longer for than for fewer."""
+"""Columns of each of two planes of integers that a product of matrices takes no longer for than for fewer."""
 
-FEW = 8
-"""Queries of a scan, if there are no more."""
+WIDEST = 32
+"""The same of a single plane."""
+
+MOST_KEYS = 8
+"""Keys in one line at most: with more, too many products are of zeros."""
 
 FINE = 254
 """Steps of the finer row of integers of a query in one of the coarser; their sum of d products stays below 2**31 up to d = 500."""
-
-ROWS = 32
-"""Queries of a scan are filled up to a multiple of this, so that a pass over integers has no remainder."""
 
 
 def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale: float) -> Tensor:
@@ -42,16 +42,18 @@ def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale
         ``[S, rows, blocks]`` fp32.
     """
     heads, rows, _ = queries.shape
-    asked = torch.nn.functional.pad(queries.float(), (0, 0, 0, _filled(rows) - rows))
+    asked = queries.float()
     unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
-    whole = (asked / unit).round_().to(torch.int8).transpose(1, 2)
+    size = keys[0][0][0].shape[1]
+    whole, together = _side_by_side([(asked / unit).round_()], size, WIDEST)
     blocks = sum(len(part) for part, _ in keys[0])
-    best = torch.empty((blocks, asked.shape[1]), dtype=torch.int32, device=queries.device)
+    best = torch.empty((blocks, whole.shape[3]), dtype=torch.int32, device=queries.device)
     out = torch.empty((heads, rows, blocks), device=queries.device)
     for head in range(heads):
-        _best_of_blocks(whole[head], [part for part, _ in keys[head]], best)
-        torch.mul(best[:, :rows].transpose(0, 1), torch.cat([steps for _, steps in keys[head]]), out=out[head])
-    return out.mul_(unit[:, :rows] * scale)
+        _best_of_blocks(whole[head, :, 0], [part for part, _ in keys[head]], together, best)
+        largest = best.view(blocks, together, -1).amax(1)[:, :rows] if together > 1 else best[:, :rows]
+        torch.mul(largest.T, torch.cat([steps for _, steps in keys[head]]), out=out[head])
+    return out.mul_(unit * scale)
 
 
 def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
     coarse = (asked / unit).round_()
     fine = ((asked - coarse * unit) / (unit / FINE)).round_().clamp_(-127, 127)
     norm = (asked.norm(dim=-1) * (1 + (dim + 3) * 2.0**-24)).clamp_(min=1e-30)  # a Block that is lost has an infinite radius
-    planes = _side_by_side(coarse, fine, keys[0][0][0].shape[1])
+    planes, _ = _side_by_side([coarse, fine], keys[0][0][0].shape[1], COLUMNS)
     # What the finer row of integers leaves over is at most half its step in each of d places, where a key has 127 steps at most.
     left = unit / FINE * (0.5 * 127 * dim)
     estimates = torch.empty((heads, rows, sum(len(part[0]) for part in keys[0])), device=queries.device)
@@ -87,32 +89,28 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
     return estimates.mul_(unit / FINE * scale), errors.mul_(scale * (1 + 2.0**-20))
 
 
-def _filled(rows: int) -> int:
-    """So many rows of integers are multiplied."""
-    return FEW if rows <= FEW else -(-rows // ROWS) * ROWS
-
-
-def _side_by_side(coarse: Tensor, fine: Tensor, size: int) -> Tensor:
-    """Two rows of integers of each query, for products with several keys of a Block at a time that lie behind each other.
+def _side_by_side(planes: list[Tensor], size: int, columns: int) -> tuple[Tensor, int]:
+    """Rows of integers of queries, for products with several keys of a Block at a time that lie behind each other.
 
     Few queries leave a product of matrices idle: keys are read faster where each column meets only one of ``p`` keys and is zero for the
-    others.
+    others, and fewer products have to be looked through for the largest.
 
     Args:
-        coarse, fine: whole numbers ``[S, rows, d]``.
+        planes: whole numbers ``[S, rows, d]`` each.
         size: keys of a Block.
+        columns: of a plane, that a product takes little longer for than for fewer.
 
     Returns:
-        int8 ``[S, p * d, 2, p * width]``: for the coarser and the finer plane, columns by key and query, queries filled up with zeros.
+        int8 ``[S, p * d, planes, p * width]``: columns by key and query, queries filled up with zeros; and ``p``.
     """
-    heads, rows, dim = coarse.shape
-    width = max(4, 1 << (rows - 1).bit_length()) if rows <= COLUMNS else -(-rows // COLUMNS) * COLUMNS
-    together = math.gcd(max(1, COLUMNS // width), size)
-    planes = torch.zeros((heads, together, dim, 2, together, width), dtype=torch.int8, device=coarse.device)
+    heads, rows, dim = planes[0].shape
+    width = 1 << (rows - 1).bit_length() if rows <= columns else -(-rows // columns) * columns
+    together = math.gcd(max(1, min(columns // width, MOST_KEYS)), size)
+    made = torch.zeros((heads, together, dim, len(planes), together, width), dtype=torch.int8, device=planes[0].device)
     for key in range(together):
-        planes[:, key, :, 0, key, :rows] = coarse.transpose(1, 2)
-        planes[:, key, :, 1, key, :rows] = fine.transpose(1, 2)
-    return planes.view(heads, together * dim, 2, together * width)
+        for number, plane in enumerate(planes):
+            made[:, key, :, number, key, :rows] = plane.transpose(1, 2)
+    return made.view(heads, together * dim, len(planes), together * width), together
 
 
 def _best_of_planes(planes: Tensor, keys: Tensor) -> Tensor:
@@ -154,17 +152,18 @@ def _largest(numbers: Tensor) -> Tensor:
     return numbers.amax(1) if numbers.shape[1] > 1 else numbers[:, 0]
 
 
-def _best_of_blocks(queries: Tensor, keys: list[Tensor], best: Tensor) -> None:
-    """Write the largest products of ``queries`` int8 ``[d, rows]`` with each Block's keys to ``best`` int32 ``[blocks, rows]``."""
-    done, rows = 0, queries.shape[1]
+def _best_of_blocks(queries: Tensor, keys: list[Tensor], together: int, best: Tensor) -> None:
+    """Write the largest products of ``queries`` int8 ``[p * d, columns]`` with each Block's keys, ``p`` at a time, to ``best`` int32
+    ``[blocks, columns]``."""
+    done, columns = 0, queries.shape[1]
     for part in keys:
         count, size, dim = part.shape
-        step, flat = min(BLOCKS_AT_ONCE, count), part.reshape(-1, dim)
-        products = torch.empty((step * size, rows), dtype=torch.int32, device=queries.device)
+        lines, step, flat = size // together, min(BLOCKS_AT_ONCE, count), part.reshape(-1, together * dim)
+        products = torch.empty((step * lines, columns), dtype=torch.int32, device=queries.device)
         for at in range(0, count, BLOCKS_AT_ONCE):
             first = min(at, count - step)  # the last chunk overlaps: products of one shape share one compiled kernel
-            _multiply(flat[first * size : (first + step) * size], queries, products)
-            torch.amax(products.view(step, size, rows), 1, out=best[done + first : done + first + step])
+            _multiply(flat[first * lines : (first + step) * lines], queries, products)
+            torch.amax(products.view(step, lines, columns), 1, out=best[done + first : done + first + step])
         done += count
 
 
