@@ -153,17 +153,21 @@ class PagedReply:
         self._ids.fill_(token)
         tiers: dict[tuple[int, int], int] = {}
         with ExitStack() as held:
+            fixed = False  # what it attends to was held where it is before the step began, so that nothing that moved matters
             while True:
                 logits = self._forward.run((step.dense, self._lie))
                 chosen = step.chosen.to("cpu", copy=True).numpy()
-                absent = {} if step.dense else self._absent(step, chosen)
-                if not absent and not step.tables.moved():
+                readers = [] if step.dense else self._readers(step, chosen)
+                absent = any(len(step.tables.absent(layer, blocks)) for layer, blocks in readers)
+                fixed = fixed and all((layer, number) in tiers for layer, blocks in readers for number in blocks.tolist())
+                if not absent and (fixed or not step.tables.moved()):
                     break
-                for layer, blocks in absent.items():
-                    found = step.tables.bring(layer, blocks, held)
-                    tiers.update({(layer, number): tier for number, tier in zip(blocks.tolist(), found.tolist(), strict=True)})
+                for layer, blocks in readers:
+                    more = np.array([number for number in blocks.tolist() if (layer, number) not in tiers], np.int64)
+                    found = step.tables.bring(layer, more, held)
+                    tiers.update({(layer, number): tier for number, tier in zip(more.tolist(), found.tolist(), strict=True)})
                 self._settle(step, held)
-                self.again += 1
+                fixed, self.again = True, self.again + 1
         self._count(step, chosen, tiers, trace)
         self._length += 1
         if self._length % BLOCK_TOKENS == 0:
@@ -191,15 +195,6 @@ class PagedReply:
         first = 0 if self._length < (self._method.attended or 0) else max(0, self._length - local) // BLOCK_TOKENS
         step.tables.settle(range(first, self._kv.blocks), held)
         self._lie = step.summaries()
-
-    def _absent(self, step: PagedStep, chosen: np.ndarray) -> dict[int, np.ndarray]:
-        """For each layer the Blocks it was to attend to and that lay in no Tier."""
-        absent = {}
-        for layer, blocks in self._readers(step, chosen):
-            missing = step.tables.absent(layer, blocks)
-            if len(missing):
-                absent[layer] = missing
-        return absent
 
     def _readers(self, step: PagedStep, chosen: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Each layer that reads chosen Blocks, and which."""
