@@ -28,7 +28,7 @@ from .memory.pages import PageTables, distinct
 from .memory.session_kv import SessionKV
 from .model.attach import Attachment, LayerSpec
 from .model.captured import Captured
-from .types import BLOCK_TOKENS, KVLayout
+from .types import BLOCK_TOKENS, Certificate, KVLayout
 
 BACKENDS = ("auto", "torch", "triton")
 """What decodes replies: torch layer by layer, or kernels on pages; ``auto`` takes kernels on a CUDA device, where there are some for it."""
@@ -216,9 +216,12 @@ class PagedReply:
         trace.attended += layers * (sizes.sink + near) + len(self._readers(step, chosen)) * chosen.shape[-1] * BLOCK_TOKENS
         trace.lose(self._kv.lost)
         stop = self._length - self._length % sizes.group - sizes.local
+        count, lost = -(-stop // BLOCK_TOKENS), self._kv.lost
+        all_of_them = np.count_nonzero(~lost[sizes.sink // BLOCK_TOKENS : count]) <= chosen.shape[-1]
         for at, layer in enumerate(step.choosers):
-            scored = self._kv.layout.kv_heads[layer] * -(-stop // BLOCK_TOKENS) * BLOCK_TOKENS
-            trace.choose_blocks(chosen[at, 0], exact=False, certified="no", keys_scored=scored)
+            scored = self._kv.layout.kv_heads[layer] * count * BLOCK_TOKENS
+            certified: Certificate = "memory" if all_of_them else "no"
+            trace.choose_blocks(chosen[at, 0], bool(all_of_them and not lost.any()), certified, scored)
         for layer, blocks in self._readers(step, chosen):
             known = step.tables.tiers(layer, blocks)
             trace.read(blocks, np.array([tiers.get((layer, number), tier) for number, tier in zip(blocks.tolist(), known, strict=True)]))

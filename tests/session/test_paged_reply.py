@@ -112,7 +112,9 @@ def agree(session: Session, ops: Any = None, count: int = 70, between: Callable[
     assert tokens == expected
     torch.testing.assert_close(torch.stack(got), torch.stack(wanted), atol=1e-3, rtol=1e-3)
     assert list(trace.choices()) == list(before.choices())
-    assert (trace.selections, trace.attended, trace.keys_scored) == (before.selections, before.attended, before.keys_scored)
+    assert (trace.selections, trace.attended) == (before.selections, before.attended)
+    # Where as many as may be chosen are all there are, torch need not score them; a step of fixed shapes does.
+    assert trace.keys_scored == before.keys_scored or not before.keys_scored
     assert trace.blocks() == before.blocks()
     assert (trace.exact, trace.certified) == (before.exact, before.certified)
     return pages, trace
@@ -136,6 +138,15 @@ def test_in_memory_under_every_rule_there_are_kernels_for(make_runtime: MakeRunt
         pages, trace = agree(session)
         assert pages.again == 0
         assert trace.blocks()
+
+
+@pytest.mark.parametrize(("texts", "lost"), [(3, [3, 5]), (16, [*range(10, 40)])])
+def test_lost_blocks_are_not_chosen_and_of_few_all_are(make_runtime: MakeRuntime, texts: int, lost: list[int]) -> None:
+    with filled(make_runtime(budget=Budget(device="64MiB")), TEXTS[:texts]) as session:
+        session.engine.kv.lost[lost] = True
+        _, trace = agree(session, count=20)
+        assert not set(lost) & trace.blocks()
+        assert set(lost) <= trace.damaged
 
 
 def test_with_the_definitions_own_scores_tokens_are_the_same(make_runtime: MakeRuntime) -> None:
@@ -258,11 +269,11 @@ def test_kernels_decode_what_the_definition_does(make_runtime: MakeRuntime) -> N
     pytest.importorskip("triton", reason="triton is not installed: `make test` installs it")
     with filled(make_runtime(budget=Budget(device="64MiB")), TEXTS[:6]) as session:
         on_pages(session, paged("torch"))
-        expected, wanted, before = replies(session, PROMPT, 4)
+        expected, wanted, before = replies(session, PROMPT, 3)
         pages = on_pages(session, paged("triton", "cpu"))
-        tokens, got, trace = replies(session, PROMPT, 4)
+        tokens, got, trace = replies(session, PROMPT, 3)
         assert tokens == expected
         assert list(trace.choices()) == list(before.choices())
         torch.testing.assert_close(torch.stack(got), torch.stack(wanted), atol=1e-3, rtol=1e-3)
         layer = {"score_codes_kernel": 1, "select_and_place_kernel": 1, "place_kernel": 3, "attend_kernel": 4}  # one of four chooses
-        assert pages.launches == {name: count * 3 for name, count in layer.items()}
+        assert pages.launches == {name: count * 2 for name, count in layer.items()}
