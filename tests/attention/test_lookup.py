@@ -8,6 +8,8 @@ import torch
 
 from agent_memory.attention.selectors import Ask, Bounds, RecallSelector, Selection
 from agent_memory.attention.selectors.recall import RecallRule
+from agent_memory.attention.selectors.recall.lookup import Lookup
+from agent_memory.attention.selectors.recall.votes import Votes
 from agent_memory.errors import ConfigError
 from agent_memory.memory.cluster_tables import MEMBERS
 from agent_memory.memory.clusters import STEP_TOKENS, LayerClusters
@@ -76,6 +78,18 @@ def test_what_a_query_points_at_is_found_wherever_it_is(place):
     assert place // BLOCK in (chosen.tokens[chosen.tokens >= 0] // BLOCK).tolist()
     assert not chosen.exact
     assert chosen.certified == "no"
+
+
+def test_a_cluster_that_several_queries_open_is_read_once():
+    keys = crowd(9, 3 * STEP_TOKENS)
+    layer = layer_of(keys)
+    assert layer.clusters is not None and layer.summary is not None
+    look = Lookup(Votes(RecallRule(blocks=2), operations()), layer.clusters, layer.summary, 1.0)
+    tokens, there = look._members(torch.tensor([[3, 1, 3, 3], [0, 2, 2, 1]]), keys.shape[1])
+    for head, row in enumerate(tokens):
+        held = row[there[head]].tolist()
+        opened = layer.clusters.heads[head].members[[1, 3] if head == 0 else [0, 1, 2]]
+        assert sorted(held) == sorted(opened[opened >= 0].tolist())
 
 
 def test_groups_choose_the_same_whoever_asks_beside_them():

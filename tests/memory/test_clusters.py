@@ -93,6 +93,22 @@ def test_a_fork_and_what_it_came_from_go_their_own_ways():
         sound(head, keys[number])
 
 
+def test_broken_off_it_is_made_again():
+    keys = keys_of(7, 4 * STEP_TOKENS)
+    layer, calls = covered(keys, [2 * STEP_TOKENS]), iter(range(100))
+
+    def fetch(head: int, tokens: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return keys[head, tokens]
+
+    with pytest.raises(KeyboardInterrupt):
+        layer.cover(4 * STEP_TOKENS, fetch)
+    layer.cover(4 * STEP_TOKENS, lambda head, tokens: keys[head, tokens])
+    again = covered(keys, [4 * STEP_TOKENS])
+    assert all(torch.equal(a.members, b.members) for a, b in zip(layer.heads, again.heads, strict=True))
+
+
 def test_cut_below_the_start_nothing_is_left():
     keys = keys_of(5, 3 * STEP_TOKENS)
     layer = covered(keys, [3 * STEP_TOKENS], 2 * STEP_TOKENS)

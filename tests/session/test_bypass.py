@@ -16,7 +16,7 @@ from agent_memory.made_up import LayerShape, MadeUpLayer
 from agent_memory.session import Session
 from tests.session.conftest import MakeRuntime, story
 
-TEXTS = story(21, 8)
+TEXTS = story(21, 14)
 SMALL = LayerShape(4, 2, 32)
 
 
@@ -78,27 +78,27 @@ def newest(session: Session) -> torch.Tensor:
 
 @pytest.mark.usefixtures("small_sets")
 def test_up_to_the_border_everything_is_attended_and_the_session_remembers_it(make_runtime: MakeRuntime, tmp_path: Any) -> None:
-    with make_runtime(window=2048, border=1536).session("a") as session:
+    with make_runtime(window=2048, border=2048).session("a") as session:
         fill(session, TEXTS[:4])
-        assert session.engine.method.attended == 1536
+        assert session.engine.method.attended == 2048
     with make_runtime(window=2048, border=None).session("a") as session:  # measured elsewhere, or not at all
-        assert session.engine.method.attended == 1536
-        fill(session, TEXTS[4:7])
-        assert 512 < session.engine.kv.length < 1536
+        assert session.engine.method.attended == 2048
+        fill(session, TEXTS[4:11])
+        assert 1600 < session.engine.kv.length < 2048
         child = session.fork("child")
-        assert child.engine.method.attended == 1536
+        assert child.engine.method.attended == 2048
         child.close(keep=False)
         kept = newest(session)
-        fill(session, TEXTS * 2)
-        assert session.engine.kv.length > 1536
+        fill(session, TEXTS[:6])
+        assert session.engine.kv.length > 2048
     with make_runtime(window=2048, method="full", store=tmp_path / "full").session("a") as session:
-        fill(session, TEXTS[:7])
+        fill(session, TEXTS[:11])
         torch.testing.assert_close(kept, newest(session), atol=1e-3, rtol=1e-3)
     with make_runtime(window=2048, border=None, store=tmp_path / "none").session("a") as session:
-        fill(session, TEXTS[:7])
+        fill(session, TEXTS[:11])
         assert session.engine.method.attended == 512
         assert not torch.allclose(kept, newest(session), atol=1e-3)
-    with make_runtime(window=2048, border=1536, store=tmp_path / "none").session("a") as session:
+    with make_runtime(window=2048, border=2048, store=tmp_path / "none").session("a") as session:
         assert session.engine.method.attended == 512  # it was begun without
 
 

@@ -163,6 +163,16 @@ def test_blocks_on_disk_are_brought_and_the_step_made_again(make_runtime: MakeRu
         assert 2 in trace.tiers.values()
 
 
+def test_approximate_copies_are_named_for_as_long_as_they_are_there(make_runtime: MakeRuntime) -> None:
+    with filled(make_runtime(budget=Budget(device="10MiB", host="64MiB", cold="int8", prefetch=False)), LONG) as session:
+        read_all(session)
+        on_pages(session)
+        for _ in range(2):  # read from the host, and found on the device
+            trace = replies(session, PROMPT, 20)[2]
+            assert 3 in trace.tiers.values()
+            assert not trace.exact
+
+
 @pytest.mark.parametrize("every", [1, 9])
 def test_what_moves_blocks_in_the_middle_of_a_step_is_noticed(make_runtime: MakeRuntime, every: int) -> None:
     runtime = make_runtime(budget=SMALL)
