@@ -17,13 +17,13 @@ from torch import Tensor
 from agent_memory_kernels import PagedOperations, operations
 
 from .attention.methods import Method
-from .attention.region import LayerRule
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
+from .layer_step import LayerStep
 from .memory.block import BlockSource
 from .memory.recounting import counted, take_counts, twin_to_count
 from .memory.session_kv import SessionKV
-from .model.attach import Attachment, LayerSpec
+from .model.attach import Attachment
 from .model.decode import FinishReason, decode
 from .paged_reply import PagedReply
 from .types import GenerationRequest, Piece
@@ -53,20 +53,6 @@ class Counters:
     traced: int = 0
     keys_scored: int = 0
     attended: int = 0
-
-
-class _LayerStep:
-    """Hands a model's layers to a MemoryStep."""
-
-    def __init__(self, step: MemoryStep) -> None:
-        self._step = step
-
-    def attend(
-        self, layer: LayerSpec, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, sinks: Tensor | None, softcap: float | None
-    ) -> Tensor:
-        sliding = None if layer.recalls or layer.kind == "full" else layer.sliding_window
-        rule = LayerRule(layer.index, scaling, sinks, softcap)
-        return self._step.attend(rule, q[0], k[0], v[0], sliding)[None]
 
 
 class MemoryEngine:
@@ -159,10 +145,10 @@ class MemoryEngine:
         """Logits after one more token of a reply."""
         if self.replies is None:
             return self._forward(torch.tensor([token]), trace, "last")
-        before = trace.attended, trace.keys_scored, self.replies.again
+        again, before = self.replies.again, (trace.attended, trace.keys_scored)
         logits = self.replies.logits(token, trace)
-        self.counters.forwards += 1 + self.replies.again - before[2]
-        self._add(1, trace, before)
+        self.counters.forwards += 1 + self.replies.again - again
+        self._add(1, trace, *before)
         return logits
 
     def losses(self, of: range, alone: int, progress: Progress | None = None) -> Tensor:
@@ -279,14 +265,15 @@ class MemoryEngine:
         span = (start, start + len(ids))
         step = MemoryStep(self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled)
         self.counters.forwards += 1
-        before = (0, 0, 0) if trace is None else (trace.attended, trace.keys_scored, 0)
+        before = (0, 0) if trace is None else (trace.attended, trace.keys_scored)
         with torch.no_grad():
-            made = self._attachment.forward(ids[None].to(self._attachment.device), start, _LayerStep(step), logits=logits)
+            made = self._attachment.forward(ids[None].to(self._attachment.device), start, LayerStep(step), logits=logits)
         if trace is not None:
-            self._add(start + len(ids) - max(start, since), trace, before)
+            self._add(start + len(ids) - max(start, since), trace, *before)
         return made
 
-    def _add(self, tokens: int, trace: Trace, before: tuple[int, int, int]) -> None:
+    def _add(self, tokens: int, trace: Trace, attended: int, keys_scored: int) -> None:
+        """Count tokens that were traced, and what the trace has counted beyond what it had."""
         self.counters.traced += tokens
-        self.counters.attended += trace.attended - before[0]
-        self.counters.keys_scored += trace.keys_scored - before[1]
+        self.counters.attended += trace.attended - attended
+        self.counters.keys_scored += trace.keys_scored - keys_scored

@@ -19,14 +19,15 @@ from agent_memory_kernels import KernelError, PagedOperations, Rotation, operati
 from .attention.methods import Method
 from .attention.paged.fits import why_not
 from .attention.paged.step import PagedStep, positions_attended
-from .attention.region import LayerRule
-from .attention.selectors.base import by_kv_head
+from .attention.selectors.base import pooled
 from .attention.step import RecentQueries
 from .attention.trace import Trace
 from .errors import ConfigError
-from .memory.pages import PageTables, distinct
+from .layer_step import LayerStep
+from .memory.names import distinct
+from .memory.pages import PageTables
 from .memory.session_kv import SessionKV
-from .model.attach import Attachment, LayerSpec
+from .model.attach import Attachment
 from .model.captured import Captured
 from .types import BLOCK_TOKENS, Certificate, KVLayout
 
@@ -35,18 +36,6 @@ BACKENDS = ("auto", "torch", "triton")
 
 ROOM = 256
 """Blocks that tables have room for beyond what there is, so that a growing Session seldom needs others."""
-
-
-class _LayerStep:
-    """Hands a model's layers to a PagedStep."""
-
-    def __init__(self, step: PagedStep) -> None:
-        self._step = step
-
-    def attend(
-        self, layer: LayerSpec, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, sinks: Tensor | None, softcap: float | None
-    ) -> Tensor:
-        return self._step.attend(LayerRule(layer.index, scaling, sinks, softcap), q[0], k[0], v[0])[None]
 
 
 def operations_on_pages(attachment: Attachment, method: Method, layout: KVLayout, backend: str) -> PagedOperations | None:
@@ -119,8 +108,7 @@ class PagedReply:
         for layer in step.choosers if step.echoes else []:
             queries = recent.before(layer, self._length)
             if queries is not None:
-                rows = by_kv_head(queries[None], self._kv.layout.kv_heads[layer])[0]
-                rows = rows.unflatten(1, (-1, queries.shape[1])).mean(1)
+                rows = pooled(queries[None], self._kv.layout.kv_heads[layer])[0]
                 step.heard.recall(layer, rows.to(self._kv.dtype), self._length)
         step.tables.open()
         with ExitStack() as held:
@@ -151,7 +139,7 @@ class PagedReply:
         step.position.fill_(self._length)
         step.dense = self._length < (self._method.attended or 0)
         self._ids.fill_(token)
-        tiers: dict[tuple[int, int], int] = {}
+        tiers: dict[tuple[int, int], int] = {}  # of what was brought, and is held until the step is done
         with ExitStack() as held:
             fixed = False  # what it attends to was held where it is before the step began, so that nothing that moved matters
             while True:
@@ -168,7 +156,7 @@ class PagedReply:
                     tiers.update({(layer, number): tier for number, tier in zip(more.tolist(), found.tolist(), strict=True)})
                 self._settle(step, held)
                 fixed, self.again = True, self.again + 1
-        self._count(step, chosen, tiers, trace)
+        self._count(step, chosen, readers, tiers, trace)
         self._length += 1
         if self._length % BLOCK_TOKENS == 0:
             self._seal(step)
@@ -178,7 +166,7 @@ class PagedReply:
         step = self._opened()
         step.begin()
         with torch.no_grad():
-            logits = self._attachment.forward(self._ids, 0, _LayerStep(step), positions=step.position[None])
+            logits = self._attachment.forward(self._ids, 0, LayerStep(step), positions=step.position[None])
         if logits is None:
             raise RuntimeError("the forward made no logits")
         return logits
@@ -206,14 +194,16 @@ class PagedReply:
                 readers.append((layer, blocks))
         return readers
 
-    def _count(self, step: PagedStep, chosen: np.ndarray, tiers: dict[tuple[int, int], int], trace: Trace) -> None:
-        """Tell the trace what was chosen and read."""
+    def _count(
+        self, step: PagedStep, chosen: np.ndarray, readers: list[tuple[int, np.ndarray]], tiers: dict[tuple[int, int], int], trace: Trace
+    ) -> None:
+        """Tell the trace what was chosen, and read by whom."""
         sizes, layers = self._method.sizes, self._kv.layout.layers
         if step.dense or sizes is None:
             trace.attended += layers * (self._length + 1)
             return
         near = sizes.local + self._length % sizes.group + 1
-        trace.attended += layers * (sizes.sink + near) + len(self._readers(step, chosen)) * chosen.shape[-1] * BLOCK_TOKENS
+        trace.attended += layers * (sizes.sink + near) + len(readers) * chosen.shape[-1] * BLOCK_TOKENS
         trace.lose(self._kv.lost)
         stop = self._length - self._length % sizes.group - sizes.local
         count, lost = -(-stop // BLOCK_TOKENS), self._kv.lost
@@ -222,7 +212,7 @@ class PagedReply:
             scored = self._kv.layout.kv_heads[layer] * count * BLOCK_TOKENS
             certified: Certificate = "memory" if all_of_them else "no"
             trace.choose_blocks(chosen[at, 0], bool(all_of_them and not lost.any()), certified, scored)
-        for layer, blocks in self._readers(step, chosen):
+        for layer, blocks in readers:
             known = step.tables.tiers(layer, blocks)
             trace.read(blocks, np.array([tiers.get((layer, number), tier) for number, tier in zip(blocks.tolist(), known, strict=True)]))
 

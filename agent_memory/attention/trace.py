@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..memory.names import distinct
 from ..types import Certificate
 from .selectors import Selection
 
@@ -63,11 +64,10 @@ class Trace:
 
     def blocks(self) -> set[int]:
         """Every Block that was chosen at least once, or read."""
-        chosen = {int(number) for choice in self._choices for number in np.unique(choice)}
-        return (chosen | set(self.tiers)) - {-1}
+        return {number for choice in self._choices for number in distinct(choice).tolist()} | set(self.tiers)
 
     def choices(self) -> Iterator[list[int]]:
         """The Blocks of each choice."""
         for rows in self._choices:
             for row in rows:
-                yield np.unique(row[row >= 0]).tolist()
+                yield distinct(row).tolist()

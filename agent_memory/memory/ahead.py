@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from .names import distinct
+
 REMEMBERED = 64
 """Blocks of a layer that are remembered as read by the last replies."""
 
@@ -43,8 +45,7 @@ class Ahead:
         takers, guess = self._after(layer)
         if not takers and guess is None:
             return
-        blocks = np.unique(tokens.cpu().numpy() // self._block)
-        blocks = blocks[blocks >= 0]
+        blocks = distinct(tokens.cpu().numpy() // self._block)
         for taker in takers:
             self._ask(taker, blocks)
         if guess is not None:

@@ -67,9 +67,9 @@ class TieredCache:
         if host_bytes is None:
             host_bytes = 0 if self.device.type == "cpu" and packing is None else budget.host
         device_slots = fit_slots(kinds, parse_size(budget.device), min_blocks=min_blocks, unsaved_blocks=unsaved_blocks)
-        host_slots = fit_slots(block_kinds(layout, packing), parse_size(host_bytes))
-        device_bytes = sum(kind.block_bytes * slots for kind, slots in zip(kinds, device_slots, strict=True))
         packed = block_kinds(layout, packing)
+        host_slots = fit_slots(packed, parse_size(host_bytes))
+        device_bytes = sum(kind.block_bytes * slots for kind, slots in zip(kinds, device_slots, strict=True))
         reserved = sum(kind.block_bytes * slots for kind, slots in zip(packed, host_slots, strict=True))
         self._host_budget = HostBudget(parse_size(budget.host), reserved)
         self._shelves = [
@@ -209,12 +209,17 @@ class TieredCache:
                 self._arrivals.ask(Arrival(Wanted(layer, row, uids[part], blocks[part]), source, shelf.empty))
             return len(which)
 
-    def pages(self, layer: int, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Where Blocks lie now, and their Tiers: see ``Shelf.pages``; and a number that changes whenever a Block of the layer's kind comes
-        or goes."""
+    def pages(self, layer: int, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where Blocks lie now, and their Tiers: see ``Shelf.pages``."""
         shelf, row = self._place[layer]
         with self._lock:
-            return *shelf.pages(row, uids), shelf.changes
+            return shelf.pages(row, uids)
+
+    @property
+    def changes(self) -> int:
+        """A number that is another one after any Block came to a Tier or left it."""
+        with self._lock:
+            return sum(tier.table.changes for tier in self._tiers())
 
     def pools(self, layer: int) -> tuple[Tensor, Tensor | None]:
         """All slots ``[slots, 2, kv_heads, block_tokens, head_dim]`` of the device, and of the host if it holds Blocks as they are."""

@@ -54,8 +54,7 @@ class GrowingRows:
 
         They are views: valid until this object is truncated and appended to.
         """
-        own = self._buffer[: self._own]
-        return [part for part in (self._base, own) if len(part)] or [own]
+        return [part[:count] for part, count in self.buffers()] or [self._buffer[:0]]
 
     def buffers(self) -> list[tuple[Tensor, int]]:
         """As :meth:`views`, each with what is reserved after its last row, and how many rows it has: it stays where it is until more has

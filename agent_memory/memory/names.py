@@ -58,3 +58,9 @@ def _grown(array: np.ndarray, count: int, size: int) -> np.ndarray:
     grown = np.empty(size, array.dtype)
     grown[:count] = array[:count]
     return grown
+
+
+def distinct(blocks: np.ndarray) -> np.ndarray:
+    """The Block numbers in an array of any shape that are not padding (negative), int64 ascending."""
+    found = np.unique(blocks).astype(np.int64)
+    return found[found >= 0]

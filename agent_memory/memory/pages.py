@@ -6,7 +6,6 @@ in a count of changes, so nothing has to be held in place: who read by an old ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 
 import numpy as np
@@ -40,7 +39,7 @@ class PageTables:
         self.rows = [torch.zeros(2 * heads, dtype=torch.int64, device=device) for heads in kv.layout.kv_heads]
         self._known = np.full((layers, width), ABSENT, np.int32)
         self._tiers = np.zeros((layers, width), np.uint8)
-        self._changes = [-1] * layers
+        self._changes = -1
         self._page = np.empty(0, np.int64)
 
     def open(self) -> None:
@@ -100,8 +99,7 @@ class PageTables:
 
     def moved(self) -> bool:
         """Whether a Block may lie elsewhere than the table says."""
-        nothing = np.empty(0, np.int64)
-        return any(self.kv.cache.pages(layer, nothing)[2] != changes for layer, changes in enumerate(self._changes))
+        return self.kv.cache.changes != self._changes
 
     def made(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[Hk, stop - start, d]`` of tokens of the Block in the making."""
@@ -111,11 +109,11 @@ class PageTables:
         return page[0, :, start - first : stop - first], page[1, :, start - first : stop - first]
 
     def _look(self) -> None:
-        count = self.kv.blocks
+        count, self._changes = self.kv.blocks, self.kv.cache.changes  # read first: what moves meanwhile is seen as moved
+        uids = np.concatenate([self.kv.uids[:count], self._page])
         self._known.fill(ABSENT)
         for layer in range(self.kv.layout.layers):
-            uids = np.concatenate([self.kv.uids[:count], self._page])
-            self._known[layer, : count + 1], self._tiers[layer, : count + 1], self._changes[layer] = self.kv.cache.pages(layer, uids)
+            self._known[layer, : count + 1], self._tiers[layer, : count + 1] = self.kv.cache.pages(layer, uids)
         self.table[:, 0].copy_(torch.from_numpy(self._known))
         self.lost[:count].copy_(torch.from_numpy(self.kv.lost[:count]))
         self.lost[count:] = False
@@ -129,9 +127,3 @@ class PageTables:
         k, v = window.view(window.stop - window.stop % size, window.stop)
         block[0, :, : k.shape[1]], block[1, :, : k.shape[1]] = k, v
         return block
-
-
-def distinct(blocks: Iterable[int] | np.ndarray) -> np.ndarray:
-    """Those that are not padding, int64 ascending."""
-    found = np.unique(np.asarray(blocks, np.int64))
-    return found[found >= 0]

@@ -125,11 +125,6 @@ class Shelf:
         missing: np.ndarray = (self.pool.table.find(row, uids) < 0) & (self.host.table.find(row, uids) < 0)
         return missing
 
-    @property
-    def changes(self) -> int:
-        """How often a Block came to either Tier or left it."""
-        return self.pool.table.changes + self.host.table.changes
-
     def pages(self, row: int, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int32 ``[n]``: the device slot of each Block, ``-(slot + 2)`` of the host where only that has it as it is, -1 where neither does;
         and uint8 ``[n]``, its Tier if either does."""

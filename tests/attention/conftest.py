@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method
-from agent_memory.attention.region import LayerRule
 from agent_memory.attention.step import MemoryStep, RecentQueries
 from agent_memory.attention.trace import Trace
+from agent_memory.layer_step import LayerStep
 from agent_memory.memory.block import NoDisk
 from agent_memory.memory.cache import TieredCache
 from agent_memory.memory.layer_kv import KVPlan
@@ -30,7 +30,7 @@ class Driver:
         self.attachment, self.method = attachment, method
         layers = attachment.layers
         layout = KVLayout(tuple(s.kv_heads for s in layers), tuple(s.head_dim for s in layers), "float32")
-        cache = TieredCache(layout, Budget(device="64MiB"), min_blocks=64, unsaved_blocks=64)
+        cache = TieredCache(layout, Budget(device="64MiB"), attachment.device, min_blocks=64, unsaved_blocks=64)
         sizes = method.sizes
         keep = None if sizes is None else sizes.attended + 1024
         sink, recalling = 32 if sizes is None else sizes.sink, tuple(method.recalls for _ in layers)
@@ -49,12 +49,7 @@ class Driver:
     def feed(self, ids: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
         start = self.kv.length
         step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), self.recent, trace)
-
-        class Adapter:
-            def attend(self, layer, q, k, v, *, scaling, sinks, softcap):
-                return step.attend(LayerRule(layer.index, scaling, sinks, softcap), q[0], k[0], v[0])[None]
-
-        out = self.attachment.forward(ids[None], start, Adapter(), logits="all")
+        out = self.attachment.forward(ids[None].to(self.attachment.device), start, LayerStep(step), logits="all")
         assert out is not None
         return out[0]
 

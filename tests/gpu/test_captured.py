@@ -11,19 +11,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method, Sizes
-from agent_memory.attention.region import LayerRule
 from agent_memory.attention.selectors import RecallSelector
 from agent_memory.attention.selectors.recall import RecallRule
-from agent_memory.attention.step import MemoryStep, RecentQueries
 from agent_memory.attention.trace import Trace
-from agent_memory.memory.block import NoDisk
-from agent_memory.memory.cache import TieredCache
-from agent_memory.memory.session_kv import SessionKV
-from agent_memory.model.attach import Attachment, LayerSpec, attach
+from agent_memory.model.attach import Attachment, attach
 from agent_memory.paged_reply import PagedReply
-from agent_memory.plans import kv_plan, layout_of
-from agent_memory.types import Budget
 from agent_memory_kernels import operations, paged
+from tests.attention.conftest import Driver
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(sink=32, recalled=96, local=112, group=16)
@@ -40,34 +34,15 @@ def attachment() -> Attachment:
     return attach(LlamaForCausalLM(config).to(DEVICE).eval())  # type: ignore[arg-type]
 
 
-class Memory:
+def memory_of(attachment: Attachment) -> Driver:
     """A Session that is nowhere written."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        self.attachment, layout = attachment, layout_of(attachment)
-        rule = RecallRule(blocks=3, scan="keys", margin=1e9)  # no choice hangs on the last bit of a vote
-        self.method = Method("recall", SIZES, RecallSelector(rule, operations()))
-        cache = TieredCache(layout, Budget(device="64MiB"), DEVICE, min_blocks=64, unsaved_blocks=64)
-        self.kv, self.recent = SessionKV(layout, kv_plan(attachment, self.method, 256), cache, NoDisk()), RecentQueries()
-
-    def feed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Layer by layer; logits ``[97]`` of the last."""
-        start = self.kv.length
-        step = MemoryStep(self.kv, self.method, self.attachment, operations(), (start, start + len(ids)), self.recent, Trace())
-
-        class Layers:
-            def attend(self, layer: LayerSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: float) -> torch.Tensor:
-                return step.attend(LayerRule(layer.index, options["scaling"]), q[0], k[0], v[0])[None]
-
-        with torch.no_grad():
-            made = self.attachment.forward(ids[None].to(DEVICE), start, Layers())  # type: ignore[arg-type]
-        assert made is not None
-        return made.reshape(-1)
+    rule = RecallRule(blocks=3, scan="keys", margin=1e9)  # no choice hangs on the last bit of a vote
+    return Driver(attachment, Method("recall", SIZES, RecallSelector(rule, operations())))
 
 
-def both(attachment: Attachment, begin: int) -> tuple[Memory, Memory]:
+def both(attachment: Attachment, begin: int) -> tuple[Driver, Driver]:
     """Two memories of the same ``begin`` tokens."""
-    pair = Memory(attachment), Memory(attachment)
+    pair = memory_of(attachment), memory_of(attachment)
     for memory in pair:
         for at in range(0, begin, 256):
             memory.feed(IDS[at : min(at + 256, begin)])
@@ -79,7 +54,7 @@ def test_what_attends_to_everything_is_the_step_layer_by_layer(attachment: Attac
     reply = PagedReply(attachment, ours.kv, ours.method, paged("auto", DEVICE))
     reply.open(ours.recent, 100)
     for token in IDS[40:180].tolist():
-        got, wanted = reply.logits(token, Trace()), plain.feed(torch.tensor([token]))
+        got, wanted = reply.logits(token, Trace()), plain.feed(torch.tensor([token]))[-1]
         torch.testing.assert_close(got, wanted, atol=2e-2 if DEVICE == "cuda" else 1e-3, rtol=1e-2)
     reply.close()
 

@@ -31,7 +31,7 @@ from ...types import BLOCK_TOKENS
 from ..methods import Method, Sizes
 from ..region import LayerRule
 from ..selectors import RecallSelector
-from ..selectors.base import by_kv_head
+from ..selectors.base import by_kv_head, pooled
 from ..selectors.recall.votes import Votes
 from .heard import Heard
 
@@ -125,18 +125,16 @@ class PagedStep:
         """As :meth:`..step.MemoryStep.attend`, of one token: ``q [H, 1, d]``, ``k`` and ``v [Hk, 1, d]`` to ``[1, H, dv]``."""
         pool, host = self._kv.cache.pools(rule.index)
         self._write(rule.index, pool, k, v)
-        rows = by_kv_head(q[None], k.shape[0])
-        if self._method.chooses(rule.index) and not self.dense:
-            regions = self._choose(rule, q)
-        elif self.dense:
+        if self.dense:
             regions = self._everything(rule.index)
+        elif rule.index in self.choosers:
+            regions = self._choose(rule, q)
         else:
             regions = self._ops.place(self._taken(), self._timeline(rule.index), BLOCK_TOKENS, workspace=self.workspace).region()
         kept = Pool(pool[:, 0], pool[:, 1], *(() if host is None else (host[:, 0], host[:, 1])))
-        sinks = None if rule.sinks is None else rule.sinks.float()
-        out, _ = self._ops.attend(
-            rows, kept, regions, self._rotations[rule.index], LogitRule(rule.scaling, rule.softcap, sinks), workspace=self.workspace
-        )
+        logits = LogitRule(rule.scaling, rule.softcap, None if rule.sinks is None else rule.sinks.float())
+        rows = by_kv_head(q[None], k.shape[0])
+        out, _ = self._ops.attend(rows, kept, regions, self._rotations[rule.index], logits, workspace=self.workspace)
         return out.reshape(1, q.shape[0], -1)
 
     def _write(self, layer: int, pool: Tensor, k: Tensor, v: Tensor) -> None:
@@ -145,9 +143,7 @@ class PagedStep:
 
     def _choose(self, rule: LayerRule, q: Tensor) -> Regions:
         """Blocks by the votes of the queries, as ``recall`` with ``scan=keys`` chooses them."""
-        rows = by_kv_head(q[None], self._kv.layout.kv_heads[rule.index])
-        rows = rows.mean(2, keepdim=True) if self._rule.pool else rows
-        known = None
+        rows, known = (pooled if self._rule.pool else by_kv_head)(q[None], self._kv.layout.kv_heads[rule.index]), None
         if self._rule.echoes:
             rows, known = self.heard.extend(rule.index, rows[0])[None], self.heard.known
         parts = [self._ops.score_codes(rows, part.codes, part.pages, workspace=self.workspace) for part in self._parts[rule.index]]

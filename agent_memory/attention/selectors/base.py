@@ -131,3 +131,9 @@ def by_kv_head(queries: Tensor, kv_heads: int) -> Tensor:
     """``[G, H, T, d]`` to ``[G, Hk, (H / Hk) * T, d]``: the rows that share a KV head; pairing is ``h // g``."""
     groups, heads, count, dim = queries.shape
     return queries.reshape(groups, kv_heads, heads // kv_heads * count, dim)
+
+
+def pooled(queries: Tensor, kv_heads: int) -> Tensor:
+    """``[G, H, T, d]`` to ``[G, Hk, T, d]``: the mean of the query heads that share a KV head."""
+    rows: Tensor = by_kv_head(queries, kv_heads).unflatten(2, (-1, queries.shape[2]))
+    return rows.mean(2)

@@ -16,7 +16,7 @@ from agent_memory_kernels import Operations
 from ....memory.layer_kv import Keeps, LayerKV
 from ....memory.summary import LayerSummary
 from ....types import BLOCK_TOKENS
-from ..base import Ask, Bounds, Selection, by_kv_head
+from ..base import Ask, Bounds, Selection, by_kv_head, pooled
 from .certified import Certified
 from .lookup import Lookup
 from .means import ByEveryKey, ByMeans
@@ -65,8 +65,7 @@ class RecallSelector:
         queries = ask.queries if self.rule.echoes else ask.queries[:, :, -ask.asking :]
         if self.rule.angle is not None:
             queries = ask.rotated(queries, self.rule.angle)
-        rows = by_kv_head(queries, kv_heads)
-        return rows.reshape(*rows.shape[:2], -1, queries.shape[2], rows.shape[-1]).mean(2) if self.rule.pool else rows
+        return pooled(queries, kv_heads) if self.rule.pool else by_kv_head(queries, kv_heads)
 
 
 def _selection(bounds: Bounds, choice: Choice) -> Selection:
