@@ -49,6 +49,11 @@ class Conversation:
         return self._chat.end_ids
 
     @property
+    def tools(self) -> list[Mapping[str, Any]]:
+        """Schemas of the tools in the head."""
+        return self._head()[1]
+
+    @property
     def head_tokens(self) -> int:
         """Tokens of system prompt and tool schemas."""
         first = self.timeline.turns(0, 1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,13 +32,16 @@ from .memory.session_kv import SessionKV
 from .memory.sizes import parse_size
 from .memory.tier import block_kinds
 from .model.attach import Attachment, attach
+from .model.constrain import Grammars
 from .model.fingerprint import fingerprint
 from .model.load import load
 from .paged_reply import operations_on_pages
 from .plans import kv_plan, layout_of, least_blocks, named_choosers, unread_layers, unsaved_blocks
-from .session import Services, Session
+from .services import Services
+from .session import Session
 from .store.store import Store
-from .types import BLOCK_TOKENS, Budget, ModelId
+from .structured import StructuredReplies
+from .types import BLOCK_TOKENS, Budget, Message, ModelId
 
 if TYPE_CHECKING:
     from .store.timeline import Timeline
@@ -90,6 +95,7 @@ class Runtime:
         self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.layout = layout_of(self.attachment)
         self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
+        self._model_text = json.dumps(self.model_id.to_dict(), sort_keys=True)
         self._method, self._choosers = method, named_choosers(model.config)
         plain = self.method(0)
         self.measured, self.border = self._bypass(plain, border)
@@ -138,6 +144,11 @@ class Runtime:
     def chat(self) -> ChatFormat:
         """How conversations are written for the model; ConfigError if its tokenizer has no chat template."""
         return self._chat or ChatFormat(self.tokenizer)
+
+    @cached_property
+    def _structured(self) -> StructuredReplies:
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        return StructuredReplies(self.chat, Grammars(self.tokenizer, vocabulary, self.chat.end_ids))
 
     def method(self, head: int) -> Method:
         """The method for a Session whose head has that many tokens."""
@@ -229,6 +240,7 @@ class Runtime:
             open_engine=lambda: self._engine(timeline, conversation),
             branch=self._branch,
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
+            hold=self._structured.processor,
         )
         return Session(conversation, services, timeout=max(self._timeout, 0.0))
 
@@ -236,9 +248,12 @@ class Runtime:
         """Blocks of a Session that ``verify`` finds damaged."""
         return {found.block for found in self.store.verify(name, namespace).damage if found.block is not None}
 
+    def chain(self, namespace: str, system: str | None, tools: Sequence[Mapping[str, Any]], messages: Sequence[Message]) -> list[str]:
+        """Hashes of a conversation before its first message and after each, as Sessions keep them with their turns."""
+        return list(accumulate(messages, self.chat.chain, initial=self._root(namespace, system, tools)))
+
     def _root(self, namespace: str, system: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
-        model = json.dumps(self.model_id.to_dict(), sort_keys=True)
-        return chain_root(namespace, model, self.chat.template_hash, system, tools)
+        return chain_root(namespace, self._model_text, self.chat.template_hash, system, tools)
 
     def _engine(self, timeline: Timeline, conversation: Conversation) -> tuple[MemoryEngine, SegmentFiles]:
         files = SegmentFiles(timeline)

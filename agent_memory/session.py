@@ -10,35 +10,21 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .attention.trace import Trace
 from .conversation import Conversation
 from .errors import SessionBusy, SessionClosed
 from .recall import make_recall
-from .repair import OpenEngine, repair_blocks
-from .types import GenerationRequest, Message, Recall, Receipt, Role, Sampling, Turn
+from .repair import repair_blocks
+from .services import Services
+from .types import GenerationRequest, Message, Recall, Receipt, ReplyFormat, Role, Sampling, Turn
 
 if TYPE_CHECKING:
     from .engine import MemoryEngine
     from .kv_files import SegmentFiles
     from .store.timeline import Timeline
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What a Runtime does for a Session.
-
-    Attributes:
-        open_engine: takes up the Session's keys and values from disk.
-        branch: makes a child with the first turns of a Session.
-        damaged: Blocks of the Session that ``verify`` finds damaged.
-    """
-
-    open_engine: OpenEngine
-    branch: Callable[[Session, str, int | None], Session]
-    damaged: Callable[[], set[int]]
 
 
 class Session:
@@ -152,7 +138,13 @@ class Session:
         return self.generate(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
     def generate(
-        self, *, max_new_tokens: int = 256, sampling: Sampling | None = None, stop: Sequence[str] = (), **hooks: Any
+        self,
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        format: ReplyFormat | None = None,
+        **hooks: Any,
     ) -> Generator[str, None, None]:
         """Stream the next assistant turn; it is committed, with its Recall, once the iterator is exhausted.
 
@@ -160,15 +152,17 @@ class Session:
             max_new_tokens: longest reply.
             sampling: how tokens are chosen; greedy by default.
             stop: strings that end the reply.
+            format: what the reply has to be; by default text, or calls of the head's tools that are valid JSON of their schemas.
             hooks: transformers' ``processors``, ``stopping``, ``streamer``; and ``cancelled``, asked before each token.
         """
-        end_ids = self._conversation.end_ids
-        request = GenerationRequest((), max_new_tokens, sampling or Sampling(), tuple(stop), end_ids)
-        self._streamed = self._generate(request, hooks)
+        request = GenerationRequest((), max_new_tokens, sampling or Sampling(), tuple(stop), self._conversation.end_ids)
+        self._streamed = self._generate(request, format or ReplyFormat(), hooks)
         return self._streamed
 
-    def _generate(self, request: GenerationRequest, hooks: Mapping[str, Any]) -> Generator[str, None, None]:
+    def _generate(self, request: GenerationRequest, format: ReplyFormat, hooks: dict[str, Any]) -> Generator[str, None, None]:
         with self._held():
+            if (held := self._services.hold(format, self._conversation.tools, request.max_new_tokens)) is not None:
+                hooks["processors"] = [*(hooks.get("processors") or ()), held]
             prompt = self._conversation.prompt()
             request = replace(request, prompt=tuple(prompt))
             trace, generated, texts = Trace(), [], []

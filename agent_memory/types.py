@@ -186,6 +186,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """What a reply has to be; it is held to it token by token (constrained decoding).
+
+    Attributes:
+        tool_choice: ``auto`` is text, calls, or text and then calls; ``required`` at least one call and no text; ``none`` text only;
+            any other word is the name of the one tool to call, once.
+        parallel: several calls in one reply.
+        schema: JSON schema; where the reply would be text it is one JSON value of it.
+        strict: a schema that cannot be enforced is an error with ``auto`` too; otherwise that tool's arguments are any JSON object.
+    """
+
+    tool_choice: str = "auto"
+    parallel: bool = True
+    schema: Mapping[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One reply to generate after the tokens a Session holds.
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise, takewhile
 from os.path import commonprefix
 from typing import Any
 
 from agent_memory.chat import hashing
-from agent_memory.chat.reply import MARKUP, ParsedReply, parse_fields, parse_text
+from agent_memory.chat.call_form import COMMON, CallForm, find_call_form
+from agent_memory.chat.grammar import ReplyGrammar
+from agent_memory.chat.reply import MARKUP, ParsedReply, parse_fields, parse_text, silent_ids
 from agent_memory.chat.template import Schemas, Template, schema
 from agent_memory.errors import ConfigError, EmptyMessage
 from agent_memory.types import Message, ToolCall
@@ -45,11 +48,10 @@ class ChatFormat:
         user = self._turn(Message("user", mark), (), None, ())[1]
         self._user_header, _, self._user_footer = user.partition(mark)
         assistant = self._turn(Message("assistant", mark), (), None, ())[1]
-        self._assistant_header, _, footer = assistant.rpartition(mark)
-        self._closing = tuple(self._encoder.after(mark, footer))
-        markup = set(tokenizer.convert_tokens_to_ids(list(MARKUP)))
-        self.end_ids = self._find_end_ids(markup)
-        self._silent_ids = set(tokenizer.all_special_ids) - markup | set(self.end_ids)
+        self._assistant_header, _, self._assistant_footer = assistant.rpartition(mark)
+        self._closing = tuple(self._encoder.after(mark, self._assistant_footer))
+        self.end_ids = self._find_end_ids(set(tokenizer.convert_tokens_to_ids(list(MARKUP))))
+        self._silent_ids = silent_ids(tokenizer) | set(self.end_ids)
         self.stable = self._is_stable()
         self._prompt = self._prompt_text((), None, ())[1]
         self.thinking = self._prompt.rstrip().endswith("<think>")
@@ -74,7 +76,7 @@ class ChatFormat:
         """
         if not isinstance(message.content, str):
             raise ConfigError(f"the content of a {message.role} message must be text, not {type(message.content).__name__}")
-        if not message.content.strip() and not message.tool_calls:
+        if not message.content.strip() and message.role != "assistant":  # a model may have had nothing to say, and its client says so again
             raise EmptyMessage(f"a {message.role} message without text cannot be appended")
         if previous:
             return self._encoder.after(*self._turn(message, previous, system, tools))
@@ -96,39 +98,65 @@ class ChatFormat:
 
         Args:
             ids: generated ids, with or without the ending one.
-            text: the visible text of the reply (special tokens left out) if a stop string may have cut it; what was cut is not read.
+            text: the visible text of the reply (see `silent_ids`) if a stop string may have cut it; what was cut is not read.
             tools: tool schemas, by which arguments are cast.
         """
+        common = parse_text(self._written(self._visible(ids), text), thinking=self.thinking)
         if getattr(self._tokenizer, "response_template", None):
             try:
-                return parse_fields(
-                    self._tokenizer.parse_response(self._written(ids, text), prefix=self._prompt, tools=list(tools) or None)
-                )
-            except Exception:  # noqa: BLE001, S110 - a malformed reply must not be lost, and parsers fail in many ways
-                pass
-        plain = [token for token in ids if token not in self._silent_ids]
-        return parse_text(self._written(plain, text), thinking=self.thinking)
+                own = parse_fields(self._tokenizer.parse_response(self._written(ids, text), prefix=self._prompt, tools=list(tools) or None))
+            except Exception:  # noqa: BLE001 - a malformed reply must not be lost, and parsers fail in many ways
+                return common
+            return own if own.tool_calls or not common.tool_calls else common
+        return common
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How the template writes calls, or the common form; whichever is read again as the calls it was. None if neither is."""
+        return next((form for form in (self._own_call_form(), COMMON) if form is not None and self._reads(form)), None)
+
+    @cached_property
+    def grammar(self) -> ReplyGrammar:
+        """Grammars that replies can be held to."""
+        thoughts = self.thinking or "<think>" in self._template.source
+        return ReplyGrammar(self._encoder.pieces, thoughts=thoughts, thinking=self.thinking)
+
+    def _own_call_form(self) -> CallForm | None:
+        names = (f"{self._template.mark}a", f"{self._template.mark}b")
+        calls = tuple(ToolCall(f"a1b2c3d4{number}", name, {"value": number}) for number, name in enumerate(names))
+        try:
+            text = self._turn(Message("assistant", "", tool_calls=calls), (), None, [schema(name) for name in names])[1]
+        except ConfigError:
+            return None
+        header = next((header for header in (self._assistant_header, self._prompt) if text.startswith(header)), "")
+        return find_call_form(text[len(header) :], names, (calls[0].arguments, calls[1].arguments), self._assistant_footer)
+
+    def _reads(self, form: CallForm) -> bool:
+        parsed = self.parse(self._encoder.encode(form.write(("one", '{"value": 1}'), ("two", "{}"))))
+        return [(call.name, call.arguments) for call in parsed.tool_calls] == [("one", {"value": 1}), ("two", {})] and not parsed.content
 
     def chain(self, previous: str, message: Message) -> str:
         """Hash of the conversation that `previous` is the hash of, and then `message`; begins with `root`."""
         return hashing.link(previous, message, with_name=self._template.uses_names)
 
     def _written(self, ids: Sequence[int], text: str | None) -> str:
-        """What `ids` say, special tokens such as `<tool_call>` with it, up to where their visible `text` was cut."""
-        visible = "" if text is None else self._decode(ids, skip_special_tokens=True)
+        """What `ids` say, special tokens with it, up to where their visible `text` was cut."""
+        visible = "" if text is None else self._decode(self._visible(ids))
         if text is None or visible == text:
             return self._decode(ids)
         if not visible.startswith(text):
             return text
         sizes = range(len(ids) + 1)
-        stop = bisect_left(sizes, len(text), key=lambda size: len(self._decode(ids[:size], skip_special_tokens=True)))
-        over = len(self._decode(ids[:stop], skip_special_tokens=True)) - len(text)
+        stop = bisect_left(sizes, len(text), key=lambda size: len(self._decode(self._visible(ids[:size]))))
+        over = len(self._decode(self._visible(ids[:stop]))) - len(text)
         kept = self._decode(ids[:stop])
         return kept[: len(kept) - over]
 
-    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
-        return str(self._tokenizer.decode(list(ids), **options))
+    def _visible(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token not in self._silent_ids]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _head_text(self, system: str | None, tools: Schemas) -> tuple[str, bool]:
         """Text before the first user's words, or before its whole turn; True if it ends inside that turn."""

@@ -22,6 +22,11 @@ MARKUP = (_OPEN, _CLOSE, _THINK, _END_THINK)
 """Texts the fallback parser reads; a tokenizer may have them as special tokens."""
 
 
+def silent_ids(tokenizer: Any) -> set[int]:
+    """Ids of special tokens that are no part of a reply's visible text: all but those of `MARKUP`."""
+    return set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(MARKUP)))
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
     """A reply taken apart.

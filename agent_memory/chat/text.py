@@ -67,6 +67,15 @@ class TextEncoder:
             text = self._control.sub(_cut, text)
         return text
 
+    def pieces(self, text: str) -> list[int | str]:
+        """``text`` cut into control tokens, as ids, and what stands between them."""
+        found: list[int | str] = []
+        at = 0
+        for match in self._control.finditer(text):
+            found += [*filter(None, (text[at : match.start()],)), int(self._tokenizer.convert_tokens_to_ids(match[0]))]
+            at = match.end()
+        return [*found, *filter(None, (text[at:],))]
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text` from the start of a sequence; nothing is added to it (templates write BOS themselves)."""
         return self.after("", text)

@@ -9,23 +9,28 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from agent_memory.chat.reply import silent_ids
+
 _HALF_CHARACTER = "\ufffd"
 
 
 class TextStream:
-    """Turns a growing list of ids into text. All pieces together equal ``tokenizer.decode`` of all ids, special tokens skipped.
+    """Turns a growing list of ids into text. All pieces together equal ``tokenizer.decode`` of all ids, silent ones (special tokens but
+    those that mark thoughts and calls) skipped.
 
     Only the tokens since the last but one boundary are decoded, so a long reply costs no more per token than a short one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._silent = tokenizer, silent_ids(tokenizer)
         self._ids: list[int] = []
         self._told = 0
         self._told_text = ""
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; empty inside a character."""
+        if token in self._silent:
+            return ""
         self._ids.append(token)
         text = self._decode(self._ids)
         new = text[len(self._told_text) :]
@@ -41,7 +46,7 @@ class TextStream:
         return self._decode(self._ids)[len(self._told_text) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class StopGuard:

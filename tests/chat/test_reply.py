@@ -71,9 +71,9 @@ def test_a_stop_string_cuts_what_is_read(custom: Any) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>", "<|im_start|>"]})
     chat = ChatFormat(tokenizer)
     ids = tokenizer.encode(f"Hm.<tool_call>{ONE}</tool_call> and more.", add_special_tokens=False)
-    visible = tokenizer.decode(ids, skip_special_tokens=True)
-    assert visible == f"Hm.{ONE} and more."
-    for text, content, count in ((visible, "Hm. and more.", 1), (f"Hm.{ONE} and", "Hm. and", 1), ("Hm.", "Hm.", 0), ("Other", "Other", 0)):
+    call = f"<tool_call>{ONE}</tool_call>"
+    visible = f"Hm.{call} and more."
+    for text, content, count in ((visible, "Hm. and more.", 1), (f"Hm.{call} and", "Hm. and", 1), ("Hm.", "Hm.", 0), ("Other", "Other", 0)):
         reply = chat.parse(ids, text)
         assert (reply.content, len(reply.tool_calls)) == (content, count)
     plain = tokenizer.encode("It returns 42, not found.", add_special_tokens=False)
