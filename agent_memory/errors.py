@@ -25,6 +25,7 @@ Knows names and messages only. Each message says what happened, to what, and wha
     │   ├── SessionNotFound
     │   ├── InvalidName             a name that cannot be one
     │   ├── EmptyMessage
+    │   ├── InvalidHistory          a history that cannot be, such as a tool result without its call
     │   ├── HeadTooLong             system prompt and tool schemas over a quarter of the window
     │   └── TurnTooLarge
     ├── SelectionError              a Selector chose tokens it may not; a defect of the method
@@ -147,6 +148,10 @@ class EmptyMessage(SessionError, ValueError):
     """A message without text."""
 
 
+class InvalidHistory(SessionError, ValueError):
+    """A history that cannot be, or that was trimmed where that is not wanted; the message names what and where."""
+
+
 class HeadTooLong(SessionError):
     """The system prompt and tool schemas take more than a quarter of the window."""
 
@@ -161,3 +166,7 @@ class SelectionError(AgentMemoryError):
 
 class ToolError(AgentMemoryError):
     """A tool that cannot be described to a model."""
+
+
+class HistoryRewritten(UserWarning):
+    """A client changed a message that was read long ago, so all after it has to be read again."""

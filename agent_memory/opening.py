@@ -1,7 +1,10 @@
-"""From Settings to a Runtime, or to Histories over one. Knows these, and nothing else."""
+"""From Settings to a Runtime, or to Histories over one that a whole process shares. Knows these, and nothing else."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import threading
 from typing import Any
 
 import torch
@@ -9,6 +12,11 @@ import torch
 from agent_memory.config import Settings
 from agent_memory.history import Histories
 from agent_memory.runtime import Runtime
+
+_shared: dict[tuple[int, Settings], Histories] = {}
+_mutex = threading.Lock()
+"""The one thing a process has once: a Session is written by one process at a time, and by one Runtime in it, so wrappers with the same
+settings have to find each other, however they were copied. In a forked process it counts as empty."""
 
 
 def open_runtime(settings: Settings) -> Runtime:
@@ -35,11 +43,20 @@ def open_runtime(settings: Settings) -> Runtime:
     )
 
 
-def open_histories(**given: Any) -> Histories:
-    """Histories over the Runtime of ``Settings.load(**given)``, which is loaded at the first request.
+def shared_histories(**given: Any) -> tuple[Histories, str]:
+    """(Histories, namespace) of ``Settings.load(**given)``: the same Histories for the same settings, whatever the namespace.
+
+    The model is loaded at the first request, once. It stays loaded until ``close``, or the end of the process, which closes it too.
 
     Raises:
         ConfigError: a setting that cannot be used.
     """
     settings = Settings.load(**given)
-    return Histories(lambda: open_runtime(settings), settings.namespace)
+    store = settings.store if "://" in settings.store else os.path.abspath(settings.store)
+    everyone = settings.model_copy(update={"namespace": "default", "store": store})
+    with _mutex:
+        found = _shared.get((os.getpid(), everyone))
+        if found is None:
+            found = _shared[os.getpid(), everyone] = Histories(lambda: open_runtime(everyone))
+            atexit.register(found.close)
+        return found, settings.namespace

@@ -1,249 +1,282 @@
-"""For clients that hand over a whole history each time: which of its messages a Session does not hold yet.
+"""The Sessions one client talks to: what is new of each request is appended, in the branch it belongs to, and answered.
 
-Knows Sessions and messages; nothing of any client. A history that was edited becomes a branch; nothing is ever overwritten.
+Knows the order of things; how histories are compared, and whose turn it is, is known elsewhere.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import re
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+import warnings
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
 
-from agent_memory.chat import clean_text
-from agent_memory.chat.stream import split_stream
-from agent_memory.errors import AgentMemoryError, ConfigError
+from agent_memory.chat import split_stream
+from agent_memory.chat.call_stream import CallStream
+from agent_memory.errors import AgentMemoryError, ConfigError, HistoryRewritten, InvalidHistory, SessionNotFound
+from agent_memory.history.asynchronous import in_one_thread
+from agent_memory.history.matching import Agreement, History, agreement, check_results, overlap, rewritten, split_head
+from agent_memory.history.open_sessions import Key, OpenSessions
+from agent_memory.history.records import Delta, Reply, Request
 from agent_memory.session import Session
 from agent_memory.turns import to_message
-from agent_memory.types import Message, Recall, Sampling, Turn
+from agent_memory.types import Message
 
 if TYPE_CHECKING:
     from agent_memory.runtime import Runtime
 
-Item = TypeVar("Item")
-Given = Literal["whole", "new"]
+Pruning = Literal["keep_latest", "delete"]
+
+KEPT_OPEN = 32
+"""Sessions that stay open between requests."""
+
+RECENT = 64
+"""Newest turns whose calls a tool's result may answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a client wants answered.
+class _Place:
+    """Where a request goes on: a Session, what of the request it does not hold, and tokens read for making a branch."""
 
-    Attributes:
-        session: name of the Session; None is one that is deleted afterwards.
-        messages: what the client sent; a leading system message is the head.
-        given: ``whole`` if ``messages`` are the conversation so far, ``new`` if only what is new.
-        tools: tool schemas, part of the head.
-        max_new_tokens: longest reply.
-        sampling: how tokens are chosen.
-        stop: strings that end the reply.
-    """
-
-    session: str | None
-    messages: Sequence[Message]
-    given: Given = "whole"
-    tools: Sequence[Mapping[str, Any]] = ()
-    max_new_tokens: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came of a Request.
-
-    Attributes:
-        session: the Session it stands in: the one asked for, or a branch of it.
-        turn: the assistant turn.
-        message: its text and tool calls.
-        known: tokens the Session held before the request.
-        added: tokens the request appended.
-        recall: what memory contributed.
-    """
-
-    session: str
-    turn: Turn
-    message: Message
-    known: int
-    added: int
-    recall: Recall
-
-    @property
-    def generated(self) -> int:
-        """Tokens the model made."""
-        return int(self.turn.meta.get("generated", 0))
+    session: Session
+    new: Sequence[Message]
+    prefilled: int = 0
 
 
 class Histories:
-    """The Sessions that one client of a Runtime talks to, kept open between its calls.
+    """The Sessions that one client of a Runtime talks to, kept open between its calls. Any number of threads may ask.
 
     Args:
         open_runtime: makes the Runtime, when the first request comes.
-        namespace: tenant of the Sessions.
+        namespace: tenant of the Sessions, unless a request names another.
     """
 
     def __init__(self, open_runtime: Callable[[], Runtime], namespace: str = "default") -> None:
         self._open_runtime, self._namespace = open_runtime, namespace
         self._runtime: Runtime | None = None
-        self._open: dict[str, Session] = {}
-        self._lock = threading.Lock()  # not reentrant, so that a stream may be ended by another thread than began it
+        self._loading = threading.Lock()
+        self._sessions = OpenSessions(KEPT_OPEN)
 
     @property
     def runtime(self) -> Runtime:
         """The Runtime, loaded on first use."""
-        if self._runtime is None:
-            self._runtime = self._open_runtime()
-        return self._runtime
+        with self._loading:
+            if self._runtime is None:
+                self._runtime = self._open_runtime()
+            return self._runtime
 
-    def stream(self, request: Request) -> Generator[str, None, Reply]:
-        """The reply's text piece by piece, and as the generator's value what is known of it.
+    def stream(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Generator[Delta, None, Reply]:
+        """The reply piece by piece, and as the generator's value what is known of it.
 
-        Thoughts and calls are not part of the text. One request at a time: others wait.
+        Requests to one conversation wait for each other; those to others do not.
+
+        Args:
+            request: what is asked.
+            gone: asked before each token, and while waiting: whether nobody wants the reply any more.
 
         Raises:
-            ConfigError: no message to answer.
+            ConfigError: no message to answer, or a format that cannot be enforced.
+            InvalidHistory: a tool's result without its call; a trimmed history, if those are refused.
+            SessionBusy: this thread is in the middle of streaming a reply of the same conversation.
         """
-        with self._lock:
-            name = request.session or f"ephemeral/{uuid.uuid4().hex}"
+        conversation = (request.namespace or self._namespace, request.session or f"ephemeral/{uuid.uuid4().hex}")
+        with self._sessions.hold(conversation, gone) as held:
+            if not held:
+                raise AgentMemoryError(f"the request to session {conversation[1]!r} was cancelled while it waited")
             try:
-                session, known = self._take(name, request)
-                added = session.tokens - known
-                pieces = session.generate(max_new_tokens=request.max_new_tokens, sampling=request.sampling, stop=request.stop)
-                with closing(pieces):
-                    yield from (text for kind, text in split_stream(pieces) if kind == "text")
-                turn, recall = session.last_turn, session.last_recall
-                if turn is None or recall is None:
-                    raise AgentMemoryError(f"the reply in session {session.name!r} was cancelled")
-                return Reply(session.name, turn, to_message(turn), known, added, recall)
+                return (yield from self._answer(conversation, request, gone))
             finally:
                 if request.session is None:
-                    self._drop(name)
+                    self._forget(conversation, [conversation[1]])
 
-    def reply(self, request: Request) -> Reply:
+    def reply(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Reply:
         """:meth:`stream`, to its end."""
-        pieces = self.stream(request)
+        pieces = self.stream(request, gone)
         while True:
             try:
                 next(pieces)
             except StopIteration as end:
                 return cast(Reply, end.value)
 
+    def pieces(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Generator[Delta | Reply, None, None]:
+        """:meth:`stream` with the Reply as its last piece."""
+        yield (yield from self.stream(request, gone))
+
+    async def astream(self, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+        """:meth:`pieces` without blocking the event loop. Leaving it cancels the reply."""
+        left = threading.Event()
+        async with aclosing(in_one_thread(self.pieces(request, left.is_set), left)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def areply(self, request: Request) -> Reply:
+        """:meth:`reply` without blocking the event loop."""
+        pieces = [piece async for piece in self.astream(request)]
+        return cast(Reply, pieces[-1])
+
+    def messages(self, name: str, namespace: str | None = None) -> list[Message]:
+        """The messages of a Session, its head left out; a Session that is not there has none."""
+        try:
+            turns = self.runtime.store.turns(name, namespace or self._namespace)
+        except SessionNotFound:
+            return []
+        return [to_message(turn) for turn in turns if not turn.meta.get("head")]
+
+    def branches(self, name: str, namespace: str | None = None) -> list[str]:
+        """The Sessions of a conversation: the one of that name, and its branches ``name/1``, ``name/2`` .. in that order."""
+        return _in_order(name, self.runtime.store.branches(name, namespace or self._namespace))
+
+    def delete(self, name: str, namespace: str | None = None) -> None:
+        """Remove a conversation with its branches; one that is not there is removed already."""
+        conversation = (namespace or self._namespace, name)
+        with self._sessions.hold(conversation):
+            self._forget(conversation, self.branches(*reversed(conversation)))
+
+    def copy(self, source: str, target: str, namespace: str | None = None) -> None:
+        """Let ``target`` begin as a copy of a conversation with its branches, sharing what is on disk. Of nothing comes nothing.
+
+        Raises:
+            SessionExists: there is a conversation of that name.
+        """
+        conversation = (namespace or self._namespace, source)
+        with self._sessions.hold(conversation):
+            for name in self.branches(source, conversation[0]):
+                self._session(conversation, name).fork(target + name[len(source) :]).close()
+
+    def prune(
+        self, names: Sequence[str], namespace: str | None = None, *, strategy: Literal["keep_latest", "delete"] = "keep_latest"
+    ) -> None:
+        """Of each conversation keep the branch that was written to last, or nothing (``delete``)."""
+        if strategy not in ("keep_latest", "delete"):
+            raise ConfigError(f"strategy={strategy!r} cannot be used; it must be 'keep_latest' or 'delete'")
+        for name in names:
+            conversation = (namespace or self._namespace, name)
+            with self._sessions.hold(conversation):
+                found = self.branches(name, conversation[0])
+                latest = max(found, key=lambda branch: self._written(branch, conversation[0]), default=None)
+                self._forget(conversation, [branch for branch in found if strategy == "delete" or branch != latest])
+
     def close(self) -> None:
         """Close every Session that was opened here, and the Runtime. The next request opens them again."""
-        with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
+        self._sessions.close_all()
+        with self._loading:
             if self._runtime is not None:
                 self._runtime.close()
                 self._runtime = None
 
-    def _take(self, name: str, request: Request) -> tuple[Session, int]:
-        """The Session that now ends with the request's last message, and the tokens it held before."""
-        system, rest = _head(request.messages)
+    def _answer(self, conversation: Key, request: Request, gone: Callable[[], bool]) -> Generator[Delta, None, Reply]:
+        place, system = self._take(conversation, request)
+        session, known = place.session, place.session.tokens
+        if not session.timeline.turn_count:
+            session.configure(system=system, tools=request.tools)
+        for message in place.new:
+            session.append_message(message, prefill=False)
+        added, before = session.tokens - known, session.engine.counters.prefilled
+        pieces = session.generate(
+            max_new_tokens=request.max_new_tokens, sampling=request.sampling, stop=request.stop, format=request.format, cancelled=gone
+        )
+        prefilled = before
+        with closing(pieces):
+            for delta in _deltas(pieces, thinking=self.runtime.chat.thinking):
+                prefilled = session.engine.counters.prefilled
+                yield delta
+        turn, recall = session.last_turn, session.last_recall
+        if turn is None or recall is None or turn.role != "assistant":
+            raise AgentMemoryError(f"the reply in session {session.name!r} was cancelled")
+        read = max(prefilled, session.engine.counters.prefilled) - before + place.prefilled
+        return Reply(session.name, turn, to_message(turn), known, added, read, recall)
+
+    def _take(self, conversation: Key, request: Request) -> tuple[_Place, str | None]:
+        """Where a request goes on, and its system prompt; nothing is appended yet."""
+        system, rest = split_head(request.messages)
         if not rest:
             raise ConfigError("there is no message to answer: send at least one user message")
-        whole = request.given == "whole"
-        session = self._place(name, system, rest, request.tools) if whole else self._session(name)
-        known = session.tokens
-        if not session.turns(0, 1):
-            session.configure(system=system, tools=request.tools)
-        for message in rest[_agreeing(rest, _talk(session)) :] if whole else rest:
-            session.append_message(message, prefill=False)
-        return session, known
+        if request.given == "new":
+            return _Place(self._session(conversation, conversation[1]), rest), system
+        chain = self.runtime.chain(conversation[0], system, request.tools, rest)
+        place = self._place(conversation, History(system, request.tools, rest, chain), request)
+        count = place.session.timeline.turn_count
+        check_results(rest, len(place.new), place.session.turns(max(0, count - RECENT), count))
+        return place, system
 
-    def _session(self, name: str) -> Session:
-        if name not in self._open:
-            self._open[name] = self.runtime.session(name, namespace=self._namespace)
-        return self._open[name]
+    def _place(self, conversation: Key, history: History, request: Request) -> _Place:
+        """Where a history goes on: where a Session ends within it, after its trimmed beginning, or in a new branch."""
+        branches = self.branches(conversation[1], conversation[0])
+        found = [self._agreement(conversation, name, history) for name in branches]
+        if not found:
+            return _Place(self._session(conversation, conversation[1]), history.messages)
+        if whole := [one for one in found if one.goes_on]:
+            best = max(whole, key=lambda one: one.turns)
+            return _Place(self._session(conversation, best.name), history.messages[best.messages :])
+        if request.on_trim != "fork" and not any(one.messages for one in found):
+            for one in sorted((one for one in found if one.rooted), key=lambda one: -one.turns):
+                if shared := overlap(history, one, self._session(conversation, one.name).turns):
+                    return self._trimmed(conversation, one, history.messages[shared:], request)
+        return self._branch(conversation, max(found, key=lambda one: one.shared), branches, history)
 
-    def _drop(self, name: str) -> None:
-        session = self._open.pop(name, None)
-        if session is not None:
-            session.close(keep=False)
-            self.runtime.store.delete(name, self._namespace)
+    def _trimmed(self, conversation: Key, found: Agreement, new: Sequence[Message], request: Request) -> _Place:
+        if request.on_trim == "error":
+            raise InvalidHistory(
+                f"the beginning of what session {found.name!r} holds is missing from the history; send all of it, or use on_trim='keep'"
+            )
+        return _Place(self._session(conversation, found.name), new)
 
-    def _place(self, name: str, system: str | None, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Session:
-        """The branch that ends where the history goes on, made if there is none."""
-        taken = {info.name for info in self.runtime.store.sessions(self._namespace, branches=True)}
-        branches = [name, *itertools.takewhile(taken.__contains__, (f"{name}/{number}" for number in itertools.count(1)))]
-        best, most = self._session(name), -1
-        for branch in branches:
-            session = self._session(branch)
-            shared, turns = _shared_turns(session, system, messages, tools)
-            if shared == turns:
-                return session
-            if shared > most:
-                best, most = session, shared
-        branch = f"{name}/{len(branches)}"
-        self._open[branch] = best.fork(branch, at=most)
-        return self._open[branch]
+    def _branch(self, conversation: Key, best: Agreement, taken: Sequence[str], history: History) -> _Place:
+        session = self._session(conversation, best.name)
+        if changed := rewritten(history, best, session.turns):
+            warnings.warn(
+                f"{changed} of the history of session {best.name!r} was changed, so the {len(history.messages) - best.messages} messages "
+                f"from there on are read again; a middleware that trims, clears or summarises is not needed here: switch it off",
+                HistoryRewritten,
+                stacklevel=2,
+            )
+        before = session.engine.counters.prefilled
+        name = f"{conversation[1]}/{1 + max(_number(branch) for branch in taken)}"
+        branch = self._sessions.get(conversation, name, lambda: session.fork(name, at=best.shared))
+        return _Place(branch, history.messages[best.messages :], session.engine.counters.prefilled - before)
 
+    def _agreement(self, conversation: Key, name: str, history: History) -> Agreement:
+        with closing(self.runtime.store.view(name, conversation[0])) as view:
+            return agreement(name, view.turn_count, view.turns, history, self.runtime.chain(conversation[0], None, (), ())[0])
 
-def _head(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
-    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
-    return ("\n\n".join(message.content for message in leading) or None) if leading else None, list(messages[len(leading) :])
+    def _session(self, conversation: Key, name: str) -> Session:
+        return self._sessions.get(conversation, name, lambda: self.runtime.session(name, namespace=conversation[0]))
 
+    def _forget(self, conversation: Key, names: Sequence[str]) -> None:
+        for name in names:
+            self._sessions.close(conversation, name, keep=False)
+            try:
+                self.runtime.store.delete(name, conversation[0])
+            except SessionNotFound:
+                continue
 
-def _shared_turns(session: Session, system: str | None, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """(turns that the history agrees with, turns there are), both with the head."""
-    turns = session.turns()
-    head = 1 if turns and turns[0].meta.get("head") else 0
-    if turns and (head or system or tools):
-        stands = (turns[0].text or None, list(turns[0].meta.get("tools", ()))) if head else (None, [])
-        if stands != (system, list(tools)):
-            return 0, len(turns)
-    return head + _agreeing(messages, turns[head:]), len(turns)
-
-
-def _talk(session: Session) -> list[Turn]:
-    return [turn for turn in session.turns() if not turn.meta.get("head")]
-
-
-def _agreeing(messages: Sequence[Message], turns: Sequence[Turn]) -> int:
-    """How many messages from the first on equal the turns."""
-    pairs = zip(messages, turns, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: _key(pair[0]) == _key(to_message(pair[1])), pairs))
-
-
-def _key(message: Message) -> tuple[Any, ...]:
-    """What counts of a message: clients strip an assistant's text, and give ids of their own to calls."""
-    text = clean_text(message.content)
-    calls = [(call.name, dict(call.arguments)) for call in message.tool_calls]
-    return message.role, text.strip() if message.role == "assistant" else text, calls
+    def _written(self, name: str, namespace: str) -> float:
+        with closing(self.runtime.store.view(name, namespace)) as view:
+            last = view.turns(view.turn_count - 1, view.turn_count)
+            return last[0].created if last else 0.0
 
 
-async def in_one_thread(pieces: Generator[Item, None, Any]) -> AsyncGenerator[Item, None]:
-    """``pieces`` without blocking the event loop; one thread runs all of it, because a Session is held by a thread."""
-    loop, queue, left = asyncio.get_running_loop(), asyncio.Queue[tuple[bool, Any]](), threading.Event()
+def _deltas(pieces: Generator[str, None, None], *, thinking: bool) -> Generator[Delta, None, None]:
+    calls = CallStream()
+    for kind, text in split_stream(pieces, thinking=thinking):
+        if kind == "call":
+            yield from (Delta("call", piece, index, name) for index, name, piece in calls.push(text))
+        else:
+            yield Delta(kind, text)
 
-    def put(more: bool, value: object) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, (more, value))
 
-    def work() -> None:
-        problem: BaseException | None = None
-        try:
-            for piece in pieces:
-                if left.is_set():
-                    break
-                put(True, piece)
-        except BaseException as raised:
-            problem = raised
-        finally:
-            pieces.close()
-            put(False, problem)
+def _in_order(name: str, names: Sequence[str]) -> list[str]:
+    """``names`` that are ``name`` or a branch of it, by number."""
+    return sorted((one for one in names if one == name or re.fullmatch(re.escape(name) + r"/\d+", one)), key=_order(name))
 
-    task = asyncio.create_task(asyncio.to_thread(work))
-    try:
-        while True:
-            more, value = await queue.get()
-            if not more:
-                if value is not None:
-                    raise value
-                return
-            yield value
-    finally:
-        left.set()
-        await task
+
+def _order(name: str) -> Callable[[str], int]:
+    return lambda one: 0 if one == name else _number(one)
+
+
+def _number(branch: str) -> int:
+    found = re.search(r"/(\d+)$", branch)
+    return int(found[1]) if found else 0

@@ -138,3 +138,13 @@ def _apply_settings(connection: sqlite3.Connection) -> None:
         row = connection.execute(f"PRAGMA {name}").fetchone()
         if row is None or str(row[0]).lower() != str(wanted):
             raise UnsupportedStore(f"SQLite did not accept PRAGMA {name} = {wanted} (it says {row and row[0]}); the store is not safe here")
+
+
+def integrity(connection: Connection) -> list[str]:
+    """What SQLite's own check finds wrong with the index; empty if nothing."""
+    return [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars() if line != "ok"]
+
+
+def dangling(connection: Connection) -> list[str]:
+    """Rows of the index that point at rows that are not there."""
+    return [f"row {row[1]} of {row[0]} points nowhere" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]

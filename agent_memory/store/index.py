@@ -119,6 +119,13 @@ def live_sessions(connection: Connection, namespace: str | None = None) -> list[
     return [_session_row(row) for row in connection.execute(query)]
 
 
+def names_under(connection: Connection, namespace: str, name: str) -> list[str]:
+    """Names of live Sessions that are ``name``, or begin with it and a slash."""
+    meant = (sessions.c.name == name) | sessions.c.name.startswith(f"{name}/", autoescape=True)
+    where = (sessions.c.namespace == namespace, sessions.c.state == LIVE, meant)
+    return list(connection.execute(select(sessions.c.name).where(*where)).scalars())
+
+
 def deleting_sessions(connection: Connection) -> list[SessionRow]:
     """Sessions whose removal has begun."""
     return [_session_row(row) for row in connection.execute(select(sessions).where(sessions.c.state == DELETING))]
@@ -238,16 +245,6 @@ def turn_is_whole(row: Any) -> bool:
 def delete_turns(connection: Connection, session_id: int, start: int) -> None:
     """Delete a Session's own turns from ``start`` on."""
     connection.execute(turns.delete().where(turns.c.session_id == session_id, turns.c.idx >= start))
-
-
-def integrity(connection: Connection) -> list[str]:
-    """What SQLite's own check finds wrong with the index; empty if nothing."""
-    return [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars() if line != "ok"]
-
-
-def dangling(connection: Connection) -> list[str]:
-    """Rows of the index that point at rows that are not there."""
-    return [f"row {row[1]} of {row[0]} points nowhere" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
 
 
 def own_token_bytes(connection: Connection, session_id: int) -> int:

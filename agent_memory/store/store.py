@@ -111,9 +111,15 @@ class Store:
         with self._database.read("sessions") as connection:
             return session_infos(connection, namespace, branches=branches)
 
+    def branches(self, name: str, namespace: str = "default") -> list[str]:
+        """Names of the Session and of those called ``<name>/..``; none if there are none."""
+        self._check_usable()
+        with self._database.read("sessions") as connection:
+            return index.names_under(connection, namespace, name)
+
     def turns(self, name: str, namespace: str = "default", start: int = 0, stop: int | None = None) -> list[Turn]:
         """Turns ``[start, stop)`` of a Session, which may be open elsewhere."""
-        timeline = self._view(name, namespace)
+        timeline = self.view(name, namespace)
         try:
             return timeline.turns(start, stop)
         finally:
@@ -121,7 +127,7 @@ class Store:
 
     def recalls(self, name: str, namespace: str = "default") -> list[dict[str, Any]]:
         """``{"turn": index, "recall": ...}`` of every turn that recorded one."""
-        timeline = self._view(name, namespace)
+        timeline = self.view(name, namespace)
         try:
             return timeline.recalls()
         finally:
@@ -156,7 +162,7 @@ class Store:
 
     def export(self, name: str, namespace: str, path: Path) -> None:
         """Write a Session, with what it shares with others, as one archive file. Raises BlockDamaged if a Block of it is."""
-        timeline = self._view(name, namespace)
+        timeline = self.view(name, namespace)
         try:
             with self._health.writing("an export"):
                 archive.write(timeline, Path(path), self._files)
@@ -227,7 +233,7 @@ class Store:
             check_model(row, model, layout)
         return row
 
-    def _view(self, name: str, namespace: str) -> Timeline:
+    def view(self, name: str, namespace: str) -> Timeline:
         self._check_usable()
         return Timeline(self._ground, self._row(name, namespace), None, 0.0)
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from agent_memory.errors import BlockChecksum, BlockDamaged, BlockMissing, StoreError
 from agent_memory.store import index, segment_index
-from agent_memory.store.database import Database
+from agent_memory.store.database import Database, dangling, integrity
 from agent_memory.store.files import Files
 from agent_memory.store.index import OPEN_END, SessionRow, Span
 from agent_memory.store.reader import SegmentReader
@@ -33,7 +33,7 @@ def verify_store(
     """Check the index and every wanted Session; damage in a shared Block is told of each Session that uses it."""
     damage: list[Damage] = []
     rows: list[SessionRow] = []
-    for look in (index.integrity, index.dangling, index.live_sessions):  # apart, so that one that cannot be done does not hide the rest
+    for look in (integrity, dangling, index.live_sessions):  # apart, so that one that cannot be done does not hide the rest
         try:
             with database.read("the index") as connection:
                 for found in look(connection):
