@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TRITON := .venv/.triton
 
-.PHONY: install demo test test-gpu aot bench check
+.PHONY: install demo test test-gpu aot campaigns bench check
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -37,6 +37,9 @@ bench: install
 
 aot: install $(TRITON)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m aot tests/kernels $(ARGS)
+
+campaigns: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m campaign $(ARGS)
 
 test-gpu: install $(TRITON)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \

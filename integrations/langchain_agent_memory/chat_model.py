@@ -6,106 +6,179 @@ that it does not hold yet are read by the model.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, PrivateAttr
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from agent_memory.errors import ConfigError
-from agent_memory.types import Sampling
+from langchain_agent_memory import formats
+from langchain_agent_memory.local_model import PROVIDER, LocalModel, with_session
 
 if TYPE_CHECKING:
-    from agent_memory.history import Histories, Request
+    from agent_memory.history import Request
+
+UNBOUNDED = 1_000_000_000
+"""Input tokens to report: middleware trims and summarises at a share of it, and nothing has to be trimmed here."""
 
 
-class ChatAgentMemory(BaseChatModel):
+class ChatAgentMemory(LocalModel, BaseChatModel):
     """A chat model on a local model that never forgets.
 
-    Send the whole conversation, as LangChain does: the Session takes what is new. An edited or shortened conversation goes on in a
-    branch of the Session. The model is loaded at the first call.
+    Send the whole conversation, as LangChain does: the Session takes what is new. An edited conversation goes on in a branch of the
+    Session. Options as in :class:`LocalModel`, and:
 
     Attributes:
-        session_id: Session to talk in, unless a call or a ``thread_id`` names one; None is a Session that is deleted after the call.
-        model: local folder or hub id; None is the pocket model. ``store``, ``namespace`` and ``method`` as in Settings.
-        options: further Settings, such as ``{"device": "8GiB", "dtype": "bfloat16"}``.
-        max_tokens: longest reply.
-        temperature, top_p, top_k, seed: how tokens are chosen; greedy by default.
-        stop: strings that end a reply.
+        on_trim: what to do with a conversation that lacks the beginning of what the Session holds: go on (``keep``), begin a branch
+            (``fork``), or raise (``error``).
     """
 
-    session_id: str | None = None
-    model: str | None = None
-    store: str | None = None
-    namespace: str | None = None
-    method: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: list[str] | None = None
-    cache: bool | None = False
-    _histories: Histories | None = PrivateAttr(default=None)
+    on_trim: Literal["keep", "fork", "error"] = "keep"
 
     @property
     def _llm_type(self) -> str:
         return "agent-memory-chat"
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        names = ("model", "namespace", "method", "session_id", "max_tokens", "temperature", "top_p", "top_k", "seed")
-        return {name: getattr(self, name) for name in names}
+    def _resolve_model_profile(self) -> ModelProfile:
+        return ModelProfile(
+            max_input_tokens=UNBOUNDED,
+            max_output_tokens=self.max_tokens,
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            tool_call_streaming=True,
+            structured_output=True,
+            reasoning_output=True,
+            mid_conversation_system_messages=True,
+            open_weights=True,
+        )
 
-    def close(self) -> None:
-        """Close its Sessions and its model; the next call opens them again."""
-        if self._histories is not None:
-            self._histories.close()
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider=PROVIDER,
+            ls_model_name=str(kwargs.get("model") or self.model_label),
+            ls_model_type="chat",
+            ls_temperature=kwargs.get("temperature", self.temperature),
+            ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
+        )
+        if ends := stop or self.stop:
+            params["ls_stop"] = ends
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of ``text`` by the model's own tokenizer."""
+        return list(self._open()[0].runtime.tokenizer.encode(text, add_special_tokens=False))
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Tokens of a conversation as the model reads it, with its system prompt and tools."""
+        from agent_memory.history import count_tokens
+        from langchain_agent_memory.messages import to_messages
+
+        schemas = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return count_tokens(self._open()[0].runtime.chat, to_messages(messages), schemas)
 
     def bind_tools(
-        self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], *, tool_choice: str | None = None, **kwargs: Any
+        self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], *, tool_choice: Any = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """This model with tools in the head of its Sessions.
 
+        Args:
+            tools: functions, LangChain tools, pydantic models or schemas.
+            tool_choice: None or ``auto``, ``none``, ``any`` (also ``required`` and True), a tool's name, or OpenAI's dict.
+            kwargs: further options of the calls, such as ``parallel_tool_calls`` and ``strict``.
+
         Raises:
-            ConfigError: a ``tool_choice`` that forces a call; the model decides here.
+            ConfigError: a ``tool_choice`` that cannot be read.
         """
-        if tool_choice not in (None, "auto"):
-            raise ConfigError(f"tool_choice={tool_choice!r} cannot be forced; leave it out, and the model decides")
-        return cast("Runnable[LanguageModelInput, AIMessage]", self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs))
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        choice = formats.tool_choice(tool_choice, [schema["function"]["name"] for schema in schemas])
+        return cast("Runnable[LanguageModelInput, AIMessage]", self.bind(tools=schemas, tool_choice=choice, **kwargs))
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """This model with replies that are always of a schema; they are held to it while they are made.
+
+        Args:
+            schema: pydantic model, TypedDict, or JSON schema.
+            include_raw: return a dict with ``raw``, ``parsed`` and ``parsing_error``.
+            method: ``json_schema`` and ``json_mode`` replies are JSON of the schema, and the schema is not part of what the model reads;
+                ``function_calling`` replies are calls of a tool, which is in the head (a head of its own is a branch of its own).
+            strict: with ``function_calling``: taken, though replies are always held to their schema.
+            kwargs: further options of the calls.
+
+        Raises:
+            ConfigError: no such method.
+        """
+        if method not in ("json_schema", "function_calling", "json_mode"):
+            raise ConfigError(f"method={method!r} cannot be used; it must be 'json_schema', 'function_calling' or 'json_mode'")
+        written = convert_to_json_schema(schema)
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": written}
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            bound = self.bind_tools([schema], tool_choice=name, ls_structured_output_format=traced, **kwargs)
+            return formats.parsed(bound, formats.call_parser(schema, name), include_raw=include_raw)
+        wanted = formats.response_format(written.get("title", "reply"), written)
+        held = self.bind(response_format=wanted, ls_structured_output_format=traced, **kwargs)
+        return formats.parsed(cast(Any, held), formats.text_parser(schema), include_raw=include_raw)
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
     ) -> AIMessage:
         """As in LangChain; a ``thread_id`` in the configuration names the Session."""
-        return super().invoke(input, config, stop=stop, **_with_thread(config, kwargs))
+        return super().invoke(input, config, stop=stop, **with_session(config, kwargs))
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
     ) -> AIMessage:
         """As in LangChain; a ``thread_id`` in the configuration names the Session."""
-        return await super().ainvoke(input, config, stop=stop, **_with_thread(config, kwargs))
+        return await super().ainvoke(input, config, stop=stop, **with_session(config, kwargs))
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """As in LangChain; a ``thread_id`` in the configuration names the Session."""
-        return super().stream(input, config, stop=stop, **_with_thread(config, kwargs))
+        return super().stream(input, config, stop=stop, **with_session(config, kwargs))
 
     def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """As in LangChain; a ``thread_id`` in the configuration names the Session."""
-        return super().astream(input, config, stop=stop, **_with_thread(config, kwargs))
+        return super().astream(input, config, stop=stop, **with_session(config, kwargs))
+
+    def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """As in LangChain; a ``thread_id`` in the configuration names the Session."""
+        return super().stream_events(input, config, **with_session(config, kwargs))
+
+    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """As in LangChain; a ``thread_id`` in the configuration names the Session."""
+        return super().astream_events(input, config, **with_session(config, kwargs))
+
+    def thread_messages(self, thread_id: str, *, namespace: str | None = None) -> list[BaseMessage]:
+        """What a thread's Session holds; an unknown thread is empty."""
+        from langchain_agent_memory.messages import from_messages
+
+        histories, tenant = self._open(namespace)
+        return from_messages(histories.messages(thread_id, tenant))
 
     def _generate(
         self,
@@ -133,25 +206,13 @@ class ChatAgentMemory(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        from langchain_agent_memory.messages import facts, tool_chunks, usage
+        from langchain_agent_memory.messages import ReplyChunks
 
-        request = self._request(messages, stop, kwargs)
-        pieces = self._open().stream(request)
-        while True:
-            try:
-                piece = next(pieces)
-            except StopIteration as end:
-                reply = end.value
-                break
-            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        last = AIMessageChunk(
-            content="",
-            tool_call_chunks=tool_chunks(reply),
-            usage_metadata=usage(reply),
-            response_metadata=facts(reply, self.model or "pocket"),
-            chunk_position="last",
-        )
-        yield ChatGenerationChunk(message=last, generation_info={"finish_reason": reply.turn.meta.get("finish_reason")})
+        histories, request = self._prepare(self._request(messages, stop, kwargs))
+        chunks, pieces = ReplyChunks(self.model_label), histories.pieces(request)
+        with closing(pieces):
+            for piece in pieces:
+                yield chunks.of(piece)
 
     async def _astream(
         self,
@@ -160,40 +221,21 @@ class ChatAgentMemory(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        from agent_memory.history import in_one_thread
+        from langchain_agent_memory.messages import ReplyChunks
 
-        async for chunk in in_one_thread(cast(Any, self._stream(messages, stop, **kwargs))):
-            yield chunk
+        histories, request = await asyncio.to_thread(lambda: self._prepare(self._request(messages, stop, kwargs)))
+        chunks = ReplyChunks(self.model_label)
+        async for piece in histories.astream(request):
+            yield chunks.of(piece)
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Request:
         from agent_memory.history import Request
         from langchain_agent_memory.messages import to_messages
 
-        sampling = Sampling(
-            temperature=kwargs.get("temperature", self.temperature),
-            top_p=kwargs.get("top_p", self.top_p),
-            top_k=kwargs.get("top_k", self.top_k),
-            seed=kwargs.get("seed", self.seed),
-        )
         return Request(
-            session=kwargs.get("session_id", self.session_id),
             messages=to_messages(messages),
-            tools=kwargs.get("tools", ()),
-            max_new_tokens=kwargs.get("max_tokens", self.max_tokens),
-            sampling=sampling,
-            stop=stop or self.stop or (),
+            tools=kwargs.get("tools") or (),
+            format=formats.reply_format(kwargs),
+            on_trim=self.on_trim,
+            **self._asked(kwargs, stop),
         )
-
-    def _open(self) -> Histories:
-        if self._histories is None:
-            from agent_memory.opening import open_histories
-
-            given = {"model": self.model, "store": self.store, "namespace": self.namespace, "method": self.method}
-            self._histories = open_histories(**given, **self.options)
-        return self._histories
-
-
-def _with_thread(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """``kwargs`` with ``session_id`` from the configuration's ``thread_id``, unless the call names one itself."""
-    thread = ensure_config(config).get("configurable", {}).get("thread_id")
-    return kwargs if thread is None or "session_id" in kwargs else {**kwargs, "session_id": str(thread)}

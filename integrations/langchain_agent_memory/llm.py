@@ -5,80 +5,110 @@ Knows LangChain's plain interface. Each prompt is one new user turn of the Sessi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import LLM
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LLM, LanguageModelInput
 from langchain_core.outputs import GenerationChunk
-from pydantic import Field, PrivateAttr
+from langchain_core.runnables import Runnable, RunnableConfig
 
-from agent_memory.types import Message, Sampling
+from agent_memory.types import Message
+from langchain_agent_memory.local_model import LocalModel, with_session
 
 if TYPE_CHECKING:
-    from agent_memory.history import Histories
+    from agent_memory.history import Request
 
 
-class AgentMemoryLLM(LLM):
-    """A language model that remembers every prompt of its Session.
-
-    Attributes:
-        session_id: Session to talk in, unless a call names one; None is a Session that is deleted after the call.
-        model: local folder or hub id; None is the pocket model. ``store``, ``namespace`` and ``method`` as in Settings.
-        options: further Settings, such as ``{"device": "8GiB"}``.
-        max_tokens: longest reply.
-        temperature: 0 is greedy.
-    """
-
-    session_id: str | None = None
-    model: str | None = None
-    store: str | None = None
-    namespace: str | None = None
-    method: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    max_tokens: int = 256
-    temperature: float = 0.0
-    cache: bool | None = False
-    _histories: Histories | None = PrivateAttr(default=None)
+class AgentMemoryLLM(LocalModel, LLM):
+    """A language model that remembers every prompt of its Session. Options as in :class:`LocalModel`."""
 
     @property
     def _llm_type(self) -> str:
         return "agent-memory"
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "namespace", "method", "session_id", "max_tokens", "temperature")}
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> str:
+        """As in LangChain; a ``thread_id`` in the configuration names the Session."""
+        return super().invoke(input, config, stop=stop, **with_session(config, kwargs))
 
-    def close(self) -> None:
-        """Close its Sessions and its model; the next call opens them again."""
-        if self._histories is not None:
-            self._histories.close()
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> str:
+        """As in LangChain; a ``thread_id`` in the configuration names the Session."""
+        return await super().ainvoke(input, config, stop=stop, **with_session(config, kwargs))
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[str]:
+        """As in LangChain; a ``thread_id`` in the configuration names the Session."""
+        return super().stream(input, config, stop=stop, **with_session(config, kwargs))
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> AsyncIterator[str]:
+        """As in LangChain; a ``thread_id`` in the configuration names the Session."""
+        return super().astream(input, config, stop=stop, **with_session(config, kwargs))
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """One :meth:`invoke` for each, since each configuration may name another Session."""
+        return Runnable.batch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """One :meth:`ainvoke` for each, since each configuration may name another Session."""
+        return await Runnable.abatch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of ``text`` by the model's own tokenizer."""
+        return list(self._open()[0].runtime.tokenizer.encode(text, add_special_tokens=False))
 
     def _call(self, prompt: str, stop: list[str] | None = None, run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any) -> str:
         return "".join(chunk.text for chunk in self._stream(prompt, stop, run_manager, **kwargs))
 
+    async def _acall(
+        self, prompt: str, stop: list[str] | None = None, run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any
+    ) -> str:
+        return "".join([chunk.text async for chunk in self._astream(prompt, stop, run_manager, **kwargs)])
+
     def _stream(
         self, prompt: str, stop: list[str] | None = None, run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any
     ) -> Iterator[GenerationChunk]:
+        histories, request = self._prepare(self._request(prompt, stop, kwargs))
+        for delta in histories.stream(request):
+            if delta.kind == "text":
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(delta.text)
+                yield GenerationChunk(text=delta.text)
+
+    async def _astream(
+        self, prompt: str, stop: list[str] | None = None, run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        from agent_memory.history import Delta
+
+        histories, request = await asyncio.to_thread(self._prepare, self._request(prompt, stop, kwargs))
+        async for delta in histories.astream(request):
+            if isinstance(delta, Delta) and delta.kind == "text":
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(delta.text)
+                yield GenerationChunk(text=delta.text)
+
+    def _request(self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]) -> Request:
         from agent_memory.history import Request
 
-        request = Request(
-            session=kwargs.get("session_id", self.session_id),
-            messages=[Message("user", prompt)],
-            given="new",
-            max_new_tokens=kwargs.get("max_tokens", self.max_tokens),
-            sampling=Sampling(temperature=kwargs.get("temperature", self.temperature)),
-            stop=stop or (),
-        )
-        for piece in self._open().stream(request):
-            if run_manager is not None:
-                run_manager.on_llm_new_token(piece)
-            yield GenerationChunk(text=piece)
-
-    def _open(self) -> Histories:
-        if self._histories is None:
-            from agent_memory.opening import open_histories
-
-            given = {"model": self.model, "store": self.store, "namespace": self.namespace, "method": self.method}
-            self._histories = open_histories(**given, **self.options)
-        return self._histories
+        return Request(messages=[Message("user", prompt)], given="new", **self._asked(kwargs, stop))

@@ -1,0 +1,192 @@
+"""What both LangChain models have: the options of a local model with memory, its Sessions, and how a configuration names one.
+
+Knows settings and configurations; nothing of messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from agent_memory.errors import ConfigError
+from agent_memory.types import Sampling
+
+if TYPE_CHECKING:
+    from agent_memory.history import Histories, Request
+
+PROVIDER = "agent_memory"
+
+STANDARD = frozenset({"api_key", "base_url", "max_retries", "streaming", "timeout"})
+"""Options of models behind a network, which LangChain's users pass to any model; here they mean nothing."""
+
+CALL_OPTIONS = frozenset(
+    {
+        "session_id", "namespace", "max_tokens", "temperature", "top_p", "top_k", "seed", "model", "stream",
+        "tools", "tool_choice", "parallel_tool_calls", "strict", "response_format",
+    }
+)  # fmt: skip
+"""Options of one call."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+
+
+class LocalModel(BaseModel):
+    """A local model with memory. It is loaded at the first call, once in a process for the same settings.
+
+    Attributes:
+        session_id: Session to talk in where neither a call nor a configuration names one; None is one that is deleted after the call.
+        model: local folder or hub id; None is the pocket model. ``store``, ``namespace`` and ``method`` as in Settings.
+        options: further Settings, such as ``{"device": "8GiB", "dtype": "bfloat16"}``.
+        max_tokens: longest reply.
+        temperature, top_p, top_k, seed: how tokens are chosen; greedy by default.
+        stop: strings that end a reply.
+        cache: LangChain's cache of answers; one would be given without the Session knowing of it, so it is off.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, protected_namespaces=())
+
+    session_id: str | None = None
+    model: str | None = Field(default=None, validation_alias=AliasChoices("model", "model_name", "model_id"))
+    store: str | None = None
+    namespace: str | None = None
+    method: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    max_tokens: int = Field(default=256, ge=1, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    cache: Any = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        """A typing mistake would otherwise be an option that does nothing."""
+        known = {name for name in cls.model_fields} | {"model_name", "model_id", "max_new_tokens", "stop_sequences"}
+        for name in given if isinstance(given, Mapping) else ():
+            if name not in known and name not in STANDARD:
+                close = get_close_matches(name, known, 1)
+                raise ValueError(f"{cls.__name__} has no option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        return given
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """What was configured can be written down; a model or its memory never is."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where LangChain finds the class."""
+        return ["langchain_agent_memory"]
+
+    @property
+    def model_label(self) -> str:
+        """What the model is called in traces and metadata."""
+        return self.model or "pocket"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("namespace", "method", "session_id", "max_tokens", "temperature", "top_p", "top_k", "seed", "options")
+        store = None if self.store is None else _CREDENTIALS.sub("", self.store)
+        return {"model": self.model_label, "store": store, **{name: getattr(self, name) for name in names}}
+
+    def load(self) -> None:
+        """Load the model now instead of at the first call: in a server before its event loop starts, which importing torch holds up."""
+        _ = self._open()[0].runtime
+
+    def close(self) -> None:
+        """Close the model and its Sessions, for all that share them; the next call opens them again."""
+        self._open()[0].close()
+
+    def delete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
+        """Forget a conversation with its branches; an unknown one is forgotten already."""
+        histories, tenant = self._open(namespace)
+        histories.delete(thread_id, tenant)
+
+    async def adelete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
+        """:meth:`delete_thread` in a thread."""
+        await asyncio.to_thread(self.delete_thread, thread_id, namespace=namespace)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str, *, namespace: str | None = None) -> None:
+        """Let a new conversation begin as a copy of another, sharing what is on disk.
+
+        Raises:
+            SessionExists: there is one of that name.
+        """
+        histories, tenant = self._open(namespace)
+        histories.copy(source_thread_id, target_thread_id, tenant)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, namespace: str | None = None) -> None:
+        """:meth:`copy_thread` in a thread."""
+        await asyncio.to_thread(self.copy_thread, source_thread_id, target_thread_id, namespace=namespace)
+
+    def prune(
+        self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
+    ) -> None:
+        """Of each conversation keep the branch that was written to last, or nothing, as a checkpointer's ``prune`` does."""
+        histories, tenant = self._open(namespace)
+        histories.prune(list(thread_ids), tenant, strategy=strategy)
+
+    async def aprune(
+        self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
+    ) -> None:
+        """:meth:`prune` in a thread."""
+        await asyncio.to_thread(self.prune, thread_ids, strategy=strategy, namespace=namespace)
+
+    def branches(self, thread_id: str, *, namespace: str | None = None) -> list[str]:
+        """The Sessions of a conversation: its own, and those where it went another way."""
+        histories, tenant = self._open(namespace)
+        return histories.branches(thread_id, tenant)
+
+    def _open(self, namespace: str | None = None) -> tuple[Histories, str]:
+        """The Histories, and the namespace that is meant."""
+        from agent_memory.opening import shared_histories
+
+        given = {"model": self.model, "store": self.store, "namespace": namespace or self.namespace, "method": self.method}
+        return shared_histories(**given, **self.options)
+
+    def _asked(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> dict[str, Any]:
+        """What a call says beside its messages, as arguments of a Request.
+
+        Raises:
+            ConfigError: an option there is not, or another model.
+        """
+        for name in kwargs:
+            if name not in CALL_OPTIONS:
+                raise ConfigError(f"a call of {type(self).__name__} has no option {name!r}; it has: {', '.join(sorted(CALL_OPTIONS))}")
+        if kwargs.get("model", self.model) != self.model:
+            raise ConfigError(f"this is model {self.model_label!r}, not {kwargs['model']!r}; make another {type(self).__name__} for that")
+        options = {name: kwargs.get(name, getattr(self, name)) for name in ("temperature", "top_p", "top_k", "seed")}
+        return {
+            "session": kwargs.get("session_id", self.session_id),
+            "namespace": kwargs.get("namespace"),
+            "max_new_tokens": kwargs.get("max_tokens", self.max_tokens),
+            "sampling": Sampling(**options),
+            "stop": stop or self.stop or (),
+        }
+
+    def _prepare(self, request: Request) -> tuple[Histories, Request]:
+        """The Histories, and the request with the namespace that is meant. Imports torch, so not for an event loop's thread."""
+        from dataclasses import replace
+
+        histories, namespace = self._open(request.namespace)
+        return histories, replace(request, namespace=namespace)
+
+
+def with_session(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``kwargs`` with the Session and namespace that a configuration names, unless the call names them itself.
+
+    LangChain gives a model no configuration, so this is done where it comes in. ``memory_session`` counts before ``thread_id``.
+    """
+    named = ensure_config(config).get("configurable", {})
+    session = named.get("memory_session", named.get("thread_id"))
+    found = {"session_id": session, "namespace": named.get("memory_namespace")}
+    return {**{name: str(value) for name, value in found.items() if value is not None}, **kwargs}
