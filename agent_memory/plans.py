@@ -9,7 +9,9 @@ from typing import Any
 
 from .attention.methods import Method
 from .errors import ConfigError
+from .memory.cache import TieredCache
 from .memory.layer_kv import KVPlan
+from .memory.tier import block_kinds
 from .model.attach import Attachment
 from .types import BLOCK_TOKENS, SEGMENT_BLOCKS, KVLayout
 
@@ -71,3 +73,9 @@ def least_blocks(method: Method, layout: KVLayout) -> int:
 def unsaved_blocks(method: Method) -> int:
     """Blocks that may wait to be saved."""
     return 2 * SEGMENT_BLOCKS + unsettled(method) // BLOCK_TOKENS
+
+
+def sessions_at_once(method: Method, layout: KVLayout, cache: TieredCache) -> int:
+    """Sessions that may be open together: each may have Blocks that wait to be saved, which cannot leave the device before."""
+    rooms = ((cache.max_read(kind.layers[0]) - least_blocks(method, layout)) // len(kind.layers) for kind in block_kinds(layout))
+    return max(1, min(rooms) // unsaved_blocks(method))

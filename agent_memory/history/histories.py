@@ -21,6 +21,7 @@ from agent_memory.history.asynchronous import in_one_thread
 from agent_memory.history.matching import Agreement, History, agreement, check_results, overlap, rewritten, split_head
 from agent_memory.history.open_sessions import Key, OpenSessions
 from agent_memory.history.records import Delta, Reply, Request
+from agent_memory.plans import sessions_at_once
 from agent_memory.session import Session
 from agent_memory.turns import to_message
 from agent_memory.types import Message
@@ -58,7 +59,7 @@ class Histories:
         self._open_runtime, self._namespace = open_runtime, namespace
         self._runtime: Runtime | None = None
         self._loading = threading.Lock()
-        self._sessions = OpenSessions(KEPT_OPEN)
+        self._sessions = OpenSessions(self._most_open)
 
     @property
     def runtime(self) -> Runtime:
@@ -166,6 +167,10 @@ class Histories:
             if self._runtime is not None:
                 self._runtime.close()
                 self._runtime = None
+
+    def _most_open(self) -> int:
+        runtime = self.runtime
+        return min(KEPT_OPEN, sessions_at_once(runtime.method(0), runtime.layout, runtime.cache))
 
     def _answer(self, conversation: Key, request: Request, gone: Callable[[], bool]) -> Generator[Delta, None, Reply]:
         place, system = self._take(conversation, request)

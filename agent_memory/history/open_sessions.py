@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from agent_memory.errors import SessionBusy
 from agent_memory.session import Session
@@ -21,19 +22,28 @@ CHECKED_EVERY = 0.05
 """Seconds between two looks at whether the one who waits has gone."""
 
 
+@dataclass(slots=True)
+class _Line:
+    """Those who want to use a conversation: one of them has the lock, whose thread is ``holder``."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    holder: int | None = None
+
+
 class OpenSessions:
     """The open Sessions of one client.
 
     Args:
-        keep: Sessions that stay open; of more, those used longest ago are closed.
+        most: says how many Sessions may be open, at least one; of more, those used longest ago are closed.
     """
 
-    def __init__(self, keep: int) -> None:
-        self._keep = keep
+    def __init__(self, most: Callable[[], int]) -> None:
+        self._most = most
         self._mutex = threading.RLock()
+        self._freed = threading.Condition(self._mutex)
         self._sessions: OrderedDict[Key, tuple[Key, Session]] = OrderedDict()
-        self._locks: dict[Key, threading.Lock] = {}
-        self._holders: dict[Key, int] = {}
+        self._lines: dict[Key, _Line] = {}
 
     @contextmanager
     def hold(self, conversation: Key, gone: Callable[[], bool] = lambda: False) -> Iterator[bool]:
@@ -43,28 +53,44 @@ class OpenSessions:
             SessionBusy: this thread itself is in the middle of a reply of that conversation; waiting would never end.
         """
         with self._mutex:
-            lock = self._locks.setdefault(conversation, threading.Lock())
-            if self._holders.get(conversation) == threading.get_ident():
+            line = self._lines.setdefault(conversation, _Line())
+            if line.holder == threading.get_ident():
                 raise SessionBusy("/".join(conversation), "a reply that this thread is still streaming (read it to its end first)")
-        while not lock.acquire(timeout=CHECKED_EVERY):  # not reentrant: a stream may be ended by another thread than began it
-            if gone():
-                yield False
-                return
-        self._holders[conversation] = threading.get_ident()
+            line.users += 1
         try:
-            yield not gone()
+            while not line.lock.acquire(timeout=CHECKED_EVERY):  # not reentrant: another thread may end a stream than began it
+                if gone():
+                    yield False
+                    return
+            line.holder = threading.get_ident()
+            try:
+                yield not gone()
+            finally:
+                line.holder = None
+                line.lock.release()
         finally:
-            self._holders.pop(conversation, None)
-            lock.release()
+            with self._freed:
+                line.users -= 1
+                if not line.users:
+                    del self._lines[conversation]
+                self._freed.notify_all()
 
     def get(self, conversation: Key, name: str, open_session: Callable[[], Session]) -> Session:
-        """The Session of that name, opened if it is not."""
+        """The Session of that name, opened if it is not, once there is room for it.
+
+        A conversation waits with none open only: two that waited each for the other's would wait for ever. Branches share what is saved.
+        """
         key = (conversation[0], name)
-        with self._mutex:
+        with self._freed:
             if key not in self._sessions:
+                alone = all(other != conversation for other, _ in self._sessions.values())
+                while len(self._sessions) >= self._most():
+                    if not self._close_idle():
+                        if not alone:
+                            break
+                        self._freed.wait()
                 self._sessions[key] = (conversation, open_session())
             self._sessions.move_to_end(key)
-            self._close_some()
             return self._sessions[key][1]
 
     def close(self, conversation: Key, name: str, *, keep: bool = True) -> None:
@@ -90,8 +116,9 @@ class OpenSessions:
         except SessionBusy:
             self.close(conversation, name)
 
-    def _close_some(self) -> None:
-        """Close Sessions over the number kept; those of conversations that are in use stay."""
-        idle = [key for key, (conversation, _) in self._sessions.items() if conversation not in self._holders]
-        for key in idle[: max(0, len(self._sessions) - self._keep)]:
-            self._sessions.pop(key)[1].close()
+    def _close_idle(self) -> bool:
+        """Close the Session used longest ago whose conversation nobody uses or waits for; False if there is none."""
+        idle = next((key for key, (conversation, _) in self._sessions.items() if conversation not in self._lines), None)
+        if idle is not None:
+            self._sessions.pop(idle)[1].close()
+        return idle is not None

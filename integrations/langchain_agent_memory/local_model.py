@@ -6,6 +6,7 @@ Knows settings and configurations; nothing of messages.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from agent_memory.errors import ConfigError
 from agent_memory.types import Sampling
@@ -65,6 +66,7 @@ class LocalModel(BaseModel):
     seed: int | None = None
     stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
     cache: Any = False
+    _opened: tuple[tuple[int, str], Any, str] | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -147,11 +149,14 @@ class LocalModel(BaseModel):
         return histories.branches(thread_id, tenant)
 
     def _open(self, namespace: str | None = None) -> tuple[Histories, str]:
-        """The Histories, and the namespace that is meant."""
-        from agent_memory.opening import shared_histories
+        """The Histories, and the namespace that is meant. Where the Store lies and what the environment says is found out once."""
+        given = {"model": self.model, "store": self.store, "namespace": self.namespace, "method": self.method, **self.options}
+        key = (os.getpid(), repr(given))  # a copy with other settings, and a forked process, open their own
+        if self._opened is None or self._opened[0] != key:
+            from agent_memory.opening import shared_histories
 
-        given = {"model": self.model, "store": self.store, "namespace": namespace or self.namespace, "method": self.method}
-        return shared_histories(**given, **self.options)
+            self._opened = (key, *shared_histories(**given))
+        return self._opened[1], namespace or self._opened[2]
 
     def _asked(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> dict[str, Any]:
         """What a call says beside its messages, as arguments of a Request.

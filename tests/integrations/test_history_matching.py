@@ -138,19 +138,43 @@ class _Session:
 
 
 def test_sessions_used_longest_ago_are_closed_but_none_in_use() -> None:
-    sessions, made = OpenSessions(2), [_Session() for _ in range(4)]
+    sessions, made = OpenSessions(lambda: 2), [_Session() for _ in range(4)]
+
+    def use(number: int) -> None:
+        with sessions.hold(("n", str(number))):
+            sessions.get(("n", str(number)), str(number), lambda: cast(Session, made[number]))
+
     with sessions.hold(("n", "0")):
-        for number in range(3):
-            sessions.get(("n", str(number)), str(number), lambda number=number: cast(Session, made[number]))  # type: ignore[misc]
+        sessions.get(("n", "0"), "0", lambda: cast(Session, made[0]))
+        use(1)
+        use(2)
         assert [one.closed for one in made] == [0, 1, 0, 0]
-    sessions.get(("n", "3"), "3", lambda: cast(Session, made[3]))
+    use(3)
     assert [one.closed for one in made] == [1, 1, 0, 0]
     sessions.close_all()
     assert [one.closed for one in made] == [1, 1, 1, 1]
 
 
+def test_where_there_is_room_for_one_session_others_wait_but_branches_do_not() -> None:
+    sessions, made, order = OpenSessions(lambda: 1), [_Session() for _ in range(3)], list[str]()
+
+    def other() -> None:
+        with sessions.hold(("n", "b")):
+            sessions.get(("n", "b"), "b", lambda: cast(Session, made[1]))
+            order.append("other")
+
+    waiting = threading.Thread(target=other)
+    with sessions.hold(("n", "a")):
+        sessions.get(("n", "a"), "a", lambda: cast(Session, made[0]))
+        waiting.start()
+        sessions.get(("n", "a"), "a/1", lambda: cast(Session, made[2]))
+        order.append("branch")
+    waiting.join()
+    assert order == ["branch", "other"] and [one.closed for one in made] == [1, 0, 1]
+
+
 def test_one_waits_for_another_but_not_for_oneself() -> None:
-    sessions, order = OpenSessions(2), list[str]()
+    sessions, order = OpenSessions(lambda: 2), list[str]()
 
     def other() -> None:
         with sessions.hold(("n", "a")) as mine:
@@ -168,8 +192,9 @@ def test_one_waits_for_another_but_not_for_oneself() -> None:
 
 
 def test_one_who_left_has_no_turn() -> None:
-    sessions = OpenSessions(2)
+    sessions = OpenSessions(lambda: 2)
     with sessions.hold(("n", "a"), lambda: True) as mine:
         assert mine is False
     with sessions.hold(("n", "a")) as mine:
         assert mine is True
+    assert not sessions._lines  # nothing is kept of conversations that are over

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from agent_memory.errors import HistoryRewritten, InvalidHistory, SessionBusy, SessionExists
+from agent_memory.pocket import data
 from agent_memory.store.store import Store
 from langchain_agent_memory import AgentMemoryLLM, ChatAgentMemory
+from tests.integrations.records import records
 
 ONE = [HumanMessage("one")]
 
@@ -234,6 +237,29 @@ def test_many_at_once_on_their_own_threads_do_not_mix(chat: ChatAgentMemory) -> 
         assert asked.content == f"canary {number}" and isinstance(answered, AIMessage)
     alone = [chat.invoke([HumanMessage(f"canary {number}")], config(f"alone{number}")) for number in range(8)]
     assert [message.content for message in alone] == [chat.thread_messages(f"t{number}")[1].content for number in range(8)]
+
+
+@pytest.mark.parametrize("device", ["10MiB", "64MiB"], ids=["room for one", "room for all"])
+def test_long_memories_side_by_side_answer_as_one_after_the_other(device: str, tmp_path: Path) -> None:
+    """Beyond the window, with and without room on the device for what all of them want."""
+    known = records(40)
+    chats = [ChatAgentMemory(store=str(tmp_path / name), max_tokens=24, options={"device": device, "threads": 1}) for name in ("a", "b")]
+
+    def asked(number: int) -> list[BaseMessage]:
+        told = [HumanMessage("\n".join(data.render(record, "lines") for record in known[number * 10 : number * 10 + 10])) for _ in range(4)]
+        record = known[number * 10]
+        return [*told, HumanMessage(data.question(record.name, next(iter(record.fields))))]
+
+    async def together() -> list[AIMessage]:
+        return await asyncio.gather(*(chats[0].ainvoke(asked(number), config(f"t{number}")) for number in range(4)))
+
+    side_by_side = asyncio.run(together())
+    alone = [chats[1].invoke(asked(number), config(f"t{number}")) for number in range(4)]
+    for chat in chats:
+        chat.close()
+    assert [answer.content for answer in side_by_side] == [answer.content for answer in alone]
+    recalled = [answer.response_metadata["agent_memory"]["recalled"] for answer in alone]
+    assert all(recalled) and [answer.response_metadata["agent_memory"]["recalled"] for answer in side_by_side] == recalled
 
 
 def test_many_at_once_on_one_thread_queue_and_fork(chat: ChatAgentMemory) -> None:
