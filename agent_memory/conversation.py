@@ -92,7 +92,7 @@ class Conversation:
         """Commit a message.
 
         Raises:
-            EmptyMessage: no text and no calls.
+            EmptyMessage: no text; only the assistant may have had nothing to say.
             TurnTooLarge: over ``max_turn_tokens``; nothing was written.
         """
         self._need_head()

@@ -107,7 +107,7 @@ class Session:
             progress: told the number of tokens whose keys and values are made.
 
         Raises:
-            EmptyMessage: no text.
+            EmptyMessage: no text; only the assistant may have had nothing to say.
             TurnTooLarge: over ``max_turn_tokens``; nothing was written.
             StoreFull: no room; nothing was written.
         """

@@ -68,7 +68,7 @@ class ChatFormat:
         """Ids that `message` adds to a conversation.
 
         Args:
-            message: what is added; without text or tool calls `EmptyMessage`.
+            message: what is added; without text `EmptyMessage`, but for an assistant's: a model may have had nothing to say.
             previous: what is there, system prompt not counted. Only the last few messages are looked at; none means that
                 `message` follows `head(system, tools)` directly.
             system: system prompt of the conversation.
@@ -76,7 +76,7 @@ class ChatFormat:
         """
         if not isinstance(message.content, str):
             raise ConfigError(f"the content of a {message.role} message must be text, not {type(message.content).__name__}")
-        if not message.content.strip() and message.role != "assistant":  # a model may have had nothing to say, and its client says so again
+        if not message.content.strip() and message.role != "assistant":
             raise EmptyMessage(f"a {message.role} message without text cannot be appended")
         if previous:
             return self._encoder.after(*self._turn(message, previous, system, tools))
