@@ -214,13 +214,15 @@ class Histories:
         if not found:
             return _Place(self._session(conversation, conversation[1]), history.messages)
         if whole := [one for one in found if one.goes_on]:
-            best = max(whole, key=lambda one: one.turns)
-            return _Place(self._session(conversation, best.name), history.messages[best.messages :])
-        if request.on_trim != "fork" and not any(one.messages for one in found):
-            for one in sorted((one for one in found if one.rooted), key=lambda one: -one.turns):
-                if shared := overlap(history, one, self._session(conversation, one.name).turns):
-                    return self._trimmed(conversation, one, history.messages[shared:], request)
-        return self._branch(conversation, max(found, key=lambda one: one.shared), branches, history)
+            longest = max(whole, key=lambda one: one.turns)
+            return _Place(self._session(conversation, longest.name), history.messages[longest.messages :])
+        best = max(found, key=lambda one: one.shared)
+        for one in sorted((one for one in found if one.rooted), key=lambda one: -one.turns) if request.on_trim != "fork" else ():
+            with closing(self.runtime.store.view(one.name, conversation[0])) as view:
+                shared = overlap(history, one, view.turns)
+            if shared > best.messages:
+                return self._trimmed(conversation, one, history.messages[shared:], request)
+        return self._branch(conversation, best, branches, history)
 
     def _trimmed(self, conversation: Key, found: Agreement, new: Sequence[Message], request: Request) -> _Place:
         if request.on_trim == "error":

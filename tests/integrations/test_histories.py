@@ -77,6 +77,48 @@ def test_asking_again_is_a_branch(ask: Talk) -> None:
     assert (again.session, again.message.content) == ("s/1", first.message.content)
 
 
+def test_of_branches_that_fit_the_longest_goes_on(ask: Talk) -> None:
+    first = ask(user("one"))
+    assert ask(user("one")).session == "s/1"
+    talk = [user("one"), first.message, user("two")]
+    talk.append(ask(*talk).message)
+    assert ask(*talk, user("three")).session == "s"
+
+
+def test_a_branch_is_made_of_the_one_that_agrees_longest(ask: Talk) -> None:
+    talk = [user("one"), ask(user("one")).message]
+    ask(*talk, user("two"))
+    talk.append(user("TWO"))
+    talk.append(ask(*talk).message)
+    held = ask(*talk, user("three"))
+    edited = ask(*talk, user("THREE"))
+    assert (held.session, edited.session, edited.known) == ("s/1", "s/2", held.known)
+
+
+def test_a_new_branch_takes_no_name_that_is_taken(histories: Histories, ask: Talk) -> None:
+    assert [ask(user("one")).session for _ in range(3)] == ["s", "s/1", "s/2"]
+    histories.close()
+    histories.runtime.store.delete("s/1", "alice")
+    assert ask(user("one")).session == "s/3"
+    assert histories.branches("s", "alice") == ["s", "s/2", "s/3"]
+
+
+def test_a_history_that_begins_as_the_session_does_may_still_be_its_end(histories: Histories, ask: Talk) -> None:
+    """Of two ways to read it, an edit early on and a trimmed beginning, the one counts by which more is known."""
+    said = Message("assistant", "x")
+    last = ask(user("on"), said, user("on"))
+    assert ask(user("on"), last.message, user("next")).session == "s"
+    assert len(histories.messages("s", "alice")) == 6
+    assert ask(user("on"), said, user("other")).session == "s/1"
+
+
+def test_what_is_read_is_counted(ask: Talk) -> None:
+    first = ask(user("one"))
+    second = ask(user("one"), first.message, user("two"))
+    assert first.added <= first.prefilled <= first.added + 4
+    assert second.added <= second.prefilled <= second.added + first.turn.tokens + 16
+
+
 def test_another_system_prompt_is_a_branch(histories: Histories, ask: Talk) -> None:
     ask(Message("system", "Be brief."), user("one"))
     assert ask(Message("system", "Be long."), user("one")).session == "s/1"
