@@ -119,12 +119,9 @@ class Histories:
         return cast(Reply, pieces[-1])
 
     def messages(self, name: str, namespace: str | None = None) -> list[Message]:
-        """The messages of a Session, its head left out; a Session that is not there has none."""
-        try:
-            turns = self.runtime.store.turns(name, namespace or self._namespace)
-        except SessionNotFound:
-            return []
-        return [to_message(turn) for turn in turns if not turn.meta.get("head")]
+        """The messages of a conversation, its head left out, from the branch that holds most; one that is not there has none."""
+        held = [self.runtime.store.turns(branch, namespace or self._namespace) for branch in self.branches(name, namespace)]
+        return [to_message(turn) for turn in max(held, key=len, default=[]) if not turn.meta.get("head")]
 
     def branches(self, name: str, namespace: str | None = None) -> list[str]:
         """The Sessions of a conversation: the one of that name, and its branches ``name/1``, ``name/2`` .. in that order."""
@@ -234,12 +231,12 @@ class Histories:
     def _branch(self, conversation: Key, best: Agreement, taken: Sequence[str], history: History) -> _Place:
         session = self._session(conversation, best.name)
         if changed := rewritten(history, best, session.turns):
-            warnings.warn(
-                f"{changed} of the history of session {best.name!r} was changed, so the {len(history.messages) - best.messages} messages "
-                f"from there on are read again; a middleware that trims, clears or summarises is not needed here: switch it off",
-                HistoryRewritten,
-                stacklevel=2,
+            remedy = (
+                "a middleware that clears or summarises is not needed here" if best.rooted else "keep them as they are in one conversation"
             )
+            again = len(history.messages) - best.messages
+            said = f"{changed} of the history of session {best.name!r} changed, so {again} messages from there on are read again; {remedy}"
+            warnings.warn(said, HistoryRewritten, stacklevel=2)
         before = session.engine.counters.prefilled
         name = f"{conversation[1]}/{1 + max(_number(branch) for branch in taken)}"
         branch = self._sessions.get(conversation, name, lambda: session.fork(name, at=best.shared))

@@ -6,11 +6,15 @@ Knows ``from_pretrained`` and its failures; nothing of attention. Weights are re
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from agent_memory.errors import ConfigError, ModelNotFound, UnsupportedModel
 
@@ -41,9 +45,11 @@ def load(
     """
     place, kind = _place(source), _dtype(dtype)
     shared = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    weights = {"dtype": kind, "device_map": device_map, "use_safetensors": True, **options}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **shared)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=kind, device_map=device_map, use_safetensors=True, **shared, **options)
+        with _bar_on_a_terminal():
+            tokenizer = AutoTokenizer.from_pretrained(place, **shared)
+            model = AutoModelForCausalLM.from_pretrained(place, **shared, **weights)
     except ImportError as error:
         raise ConfigError(f"{place!r} needs a package that is not installed: {_line(error)}") from error
     except OSError as error:
@@ -51,6 +57,19 @@ def load(
     except (ValueError, KeyError) as error:
         raise UnsupportedModel(f"{place!r} cannot be loaded: {_line(error)}") from error
     return model, tokenizer
+
+
+@contextmanager
+def _bar_on_a_terminal() -> Iterator[None]:
+    """transformers draws its progress bar wherever standard error goes; in a log or a notebook it is in the way."""
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _place(source: str | os.PathLike[str]) -> str:

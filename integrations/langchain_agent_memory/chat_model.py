@@ -174,7 +174,7 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
         return super().astream_events(input, config, **with_session(config, kwargs))
 
     def thread_messages(self, thread_id: str, *, namespace: str | None = None) -> list[BaseMessage]:
-        """What a thread's Session holds; an unknown thread is empty."""
+        """What a thread holds, of its branches that which holds most; an unknown thread is empty."""
         from langchain_agent_memory.messages import from_messages
 
         histories, tenant = self._open(namespace)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
-from agent_memory.errors import ConfigError
+from agent_memory.errors import AgentMemoryError, ConfigError
 from agent_memory.history import Histories, Reply, Request, in_one_thread
 from agent_memory.runtime import Runtime
 from agent_memory.types import Message
@@ -147,6 +147,13 @@ def test_leaving_early_keeps_the_question_only(histories: Histories) -> None:
     pieces = histories.stream(Request("s", [user("one")], max_new_tokens=64))
     next(pieces)
     pieces.close()
+    assert [turn.role for turn in histories.runtime.store.turns("s", "alice")] == ["user"]
+
+
+def test_one_who_is_gone_gets_no_reply_and_leaves_the_question_only(histories: Histories) -> None:
+    asked = iter([False] * 4)
+    with pytest.raises(AgentMemoryError, match="was cancelled"):
+        histories.reply(Request("s", [user("one")], max_new_tokens=64), lambda: next(asked, True))
     assert [turn.role for turn in histories.runtime.store.turns("s", "alice")] == ["user"]
 
 
