@@ -240,7 +240,7 @@ class Runtime:
             open_engine=lambda: self._engine(timeline, conversation),
             branch=self._branch,
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
-            hold=self._structured.processor,
+            structured=self._structured,
         )
         return Session(conversation, services, timeout=max(self._timeout, 0.0))
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .repair import OpenEngine
-from .types import ReplyFormat
 
 if TYPE_CHECKING:
     from .session import Session
+    from .structured import StructuredReplies
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class Services:
         open_engine: takes up the Session's keys and values from disk.
         branch: makes a child with the first turns of a Session.
         damaged: Blocks of the Session that ``verify`` finds damaged.
-        hold: what holds a reply of at most so many tokens to a format, given the tools; None if nothing has to.
+        structured: what holds replies to formats.
     """
 
     open_engine: OpenEngine
     branch: Callable[[Session, str, int | None], Session]
     damaged: Callable[[], set[int]]
-    hold: Callable[[ReplyFormat, Sequence[Mapping[str, Any]], int], Any]
+    structured: StructuredReplies

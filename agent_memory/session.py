@@ -159,9 +159,13 @@ class Session:
         self._streamed = self._generate(request, format or ReplyFormat(), hooks)
         return self._streamed
 
+    def check_format(self, format: ReplyFormat, max_new_tokens: int) -> None:
+        """Raise ConfigError if no reply of so many tokens can be held to ``format`` here."""
+        self._services.structured.check(format, self._conversation.tools, max_new_tokens)
+
     def _generate(self, request: GenerationRequest, format: ReplyFormat, hooks: dict[str, Any]) -> Generator[str, None, None]:
         with self._held():
-            if (held := self._services.hold(format, self._conversation.tools, request.max_new_tokens)) is not None:
+            if (held := self._services.structured.processor(format, self._conversation.tools, request.max_new_tokens)) is not None:
                 hooks["processors"] = [*(hooks.get("processors") or ()), held]
             prompt = self._conversation.prompt()
             request = replace(request, prompt=tuple(prompt))

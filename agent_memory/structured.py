@@ -45,12 +45,23 @@ class StructuredReplies:
         Raises:
             ConfigError: there is no such tool, a schema cannot be enforced, ``max_new_tokens`` are too few, or llguidance is missing.
         """
+        grammar = self._needed(wanted, tools)
+        return None if grammar is None else self._grammars.processor(grammar, max_new_tokens)
+
+    def check(self, wanted: ReplyFormat, tools: Sequence[Mapping[str, Any]], max_new_tokens: int) -> None:
+        """Raise what :meth:`processor` would."""
+        grammar = self._needed(wanted, tools)
+        if grammar is not None:
+            self._grammars.processor(grammar, max_new_tokens)
+
+    def _needed(self, wanted: ReplyFormat, tools: Sequence[Mapping[str, Any]]) -> str | None:
+        """The grammar of ``wanted``, if it needs one, or can have one and need not."""
         forced = wanted.schema is not None or wanted.tool_choice not in ("auto", "none") or wanted.strict
         if not forced and (not tools or self._grammars.missing or self._chat.call_form is None):
             return None
         if self._grammars.missing:
             raise ConfigError(self._grammars.missing)
-        return self._grammars.processor(self._grammar(wanted, tools), max_new_tokens)
+        return self._grammar(wanted, tools)
 
     def _grammar(self, wanted: ReplyFormat, tools: Sequence[Mapping[str, Any]]) -> str:
         if wanted.schema is not None:

@@ -107,7 +107,8 @@ class ChatFormat:
                 own = parse_fields(self._tokenizer.parse_response(self._written(ids, text), prefix=self._prompt, tools=list(tools) or None))
             except Exception:  # noqa: BLE001 - a malformed reply must not be lost, and parsers fail in many ways
                 return common
-            return own if own.tool_calls or not common.tool_calls else common
+            more = (common.tool_calls and not own.tool_calls) or (common.reasoning and not own.reasoning)
+            return common if more else own
         return common
 
     @cached_property

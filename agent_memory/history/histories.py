@@ -34,6 +34,9 @@ Pruning = Literal["keep_latest", "delete"]
 KEPT_OPEN = 32
 """Sessions that stay open between requests."""
 
+HEADS = 3
+"""Other heads a conversation already has when another one is worth a warning: agents that hand over to each other have their own."""
+
 RECENT = 64
 """Newest turns whose calls a tool's result may answer."""
 
@@ -174,6 +177,7 @@ class Histories:
         session, known = place.session, place.session.tokens
         if not session.timeline.turn_count:
             session.configure(system=system, tools=request.tools)
+        session.check_format(request.format, request.max_new_tokens)
         for message in place.new:
             session.append_message(message, prefill=False)
         added, before = session.tokens - known, session.engine.counters.prefilled
@@ -219,7 +223,8 @@ class Histories:
                 shared = overlap(history, one, view.turns)
             if shared > best.messages:
                 return self._trimmed(conversation, one, history.messages[shared:], request)
-        return self._branch(conversation, best, branches, history)
+        heads_change = sum(not one.rooted for one in found) >= HEADS
+        return self._branch(conversation, best, branches, history, tell=best.rooted or heads_change)
 
     def _trimmed(self, conversation: Key, found: Agreement, new: Sequence[Message], request: Request) -> _Place:
         if request.on_trim == "error":
@@ -228,9 +233,9 @@ class Histories:
             )
         return _Place(self._session(conversation, found.name), new)
 
-    def _branch(self, conversation: Key, best: Agreement, taken: Sequence[str], history: History) -> _Place:
+    def _branch(self, conversation: Key, best: Agreement, taken: Sequence[str], history: History, *, tell: bool) -> _Place:
         session = self._session(conversation, best.name)
-        if changed := rewritten(history, best, session.turns):
+        if tell and (changed := rewritten(history, best, session.turns)):
             remedy = (
                 "a middleware that clears or summarises is not needed here" if best.rooted else "keep them as they are in one conversation"
             )

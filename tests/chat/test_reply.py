@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from agent_memory import pocket
 from agent_memory.chat import ChatFormat, ParsedReply, split_stream
 from agent_memory.chat.reply import parse_text
 
@@ -132,3 +134,10 @@ def test_streams_are_split_as_they_come(size: int) -> None:
 def test_a_stream_is_not_held_back() -> None:
     assert list(split_stream(["one ", "two <", "b> three"])) == [("text", "one "), ("text", "two "), ("text", "<b> three")]
     assert list(split_stream(["a</think>b"], thinking=True)) == [("thought", "a"), ("text", "b")]
+
+
+def test_thoughts_are_read_where_the_tokenizers_own_parser_knows_none() -> None:
+    chat = ChatFormat(AutoTokenizer.from_pretrained(str(pocket.path())))
+    text = "<think>\nHm.\n</think>\n\nFour."
+    reply = chat.parse(chat._encoder.encode(text), text)
+    assert (reply.reasoning, reply.content) == ("Hm.", "Four.")

@@ -11,7 +11,7 @@ import pytest
 from agent_memory.errors import AgentMemoryError, ConfigError
 from agent_memory.history import Histories, Reply, Request, in_one_thread
 from agent_memory.runtime import Runtime
-from agent_memory.types import Message
+from agent_memory.types import Message, ReplyFormat
 
 Talk = Callable[..., Reply]
 
@@ -155,6 +155,13 @@ def test_one_who_is_gone_gets_no_reply_and_leaves_the_question_only(histories: H
     with pytest.raises(AgentMemoryError, match="was cancelled"):
         histories.reply(Request("s", [user("one")], max_new_tokens=64), lambda: next(asked, True))
     assert [turn.role for turn in histories.runtime.store.turns("s", "alice")] == ["user"]
+
+
+def test_a_format_that_cannot_be_is_said_before_anything_is_appended(histories: Histories, ask: Talk) -> None:
+    for given in ("new", "whole"):
+        with pytest.raises(ConfigError, match="needs tools, and this session has none"):
+            ask(user("one"), given=given, format=ReplyFormat("required"))
+    assert histories.messages("s", "alice") == []
 
 
 def test_nothing_to_answer_is_said(ask: Talk) -> None:

@@ -177,8 +177,15 @@ def test_a_rewritten_history_is_a_branch_and_is_told(chat: ChatAgentMemory) -> N
     with pytest.warns(HistoryRewritten, match=r"message 3 \(user\) of the history of session 't' changed"):
         answer = chat.invoke(cleared, config())
     assert answer.response_metadata["agent_memory"]["session"] == "t/1"
-    with pytest.warns(HistoryRewritten, match="the system prompt or the tools"):
-        chat.invoke([SystemMessage("New."), *talk, HumanMessage("next")], config())
+
+
+def test_a_head_that_keeps_changing_is_told(chat: ChatAgentMemory) -> None:
+    """Agents that hand over to each other have heads of their own; one that is new at every step reads everything again each time."""
+    talk = _talk(chat, 2)
+    for number in range(2):
+        chat.invoke([SystemMessage(f"Agent {number}."), *talk, HumanMessage("next")], config())
+    with pytest.warns(HistoryRewritten, match="the system prompt or the tools of the history of session"):
+        chat.invoke([SystemMessage("Agent 2."), *talk, HumanMessage("next")], config())
 
 
 def test_a_result_without_its_call_is_refused_by_name(chat: ChatAgentMemory) -> None:
