@@ -1,14 +1,14 @@
 """A LangChain chat model that never forgets: send the conversation as always; the Session takes what is new."""
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 
 from langchain_agent_memory import ChatAgentMemory
 
 
 def main(store: str = "./memory", model: str | None = None) -> list[AIMessage]:
-    """Hold a conversation of two questions and return the answers."""
+    """Hold a conversation of two turns and return the answers."""
     chat = ChatAgentMemory(session_id="langchain-chat", store=store, model=model, max_tokens=32)
-    conversation: list[BaseMessage] = []
+    conversation = chat.thread_messages("langchain-chat")  # what an earlier run of this script said
     answers = []
     for question in ("Note: inventory-sync version is 4.1.7", "What is the version of inventory-sync?"):
         conversation.append(HumanMessage(question))
@@ -20,4 +20,4 @@ def main(store: str = "./memory", model: str | None = None) -> list[AIMessage]:
 
 if __name__ == "__main__":
     for answer in main():
-        print(answer.content, answer.usage_metadata)
+        print(answer.text, answer.usage_metadata)

@@ -5,9 +5,9 @@ from llama_index.llms.agent_memory import AgentMemory
 
 
 def main(store: str = "./memory", model: str | None = None) -> list[ChatResponse]:
-    """Hold a conversation of two questions and return the answers."""
+    """Hold a conversation of two turns and return the answers."""
     llm = AgentMemory(session_id="llama-index-chat", store=store, model=model, max_tokens=32)
-    conversation: list[ChatMessage] = []
+    conversation = llm.session_messages()  # what an earlier run of this script said
     answers = []
     for question in ("Note: inventory-sync version is 4.1.7", "What is the version of inventory-sync?"):
         conversation.append(ChatMessage(role="user", content=question))
@@ -19,4 +19,4 @@ def main(store: str = "./memory", model: str | None = None) -> list[ChatResponse
 
 if __name__ == "__main__":
     for answer in main():
-        print(answer.message.content, answer.additional_kwargs)
+        print(answer.message.content, answer.additional_kwargs["cache_read_tokens"], "tokens were in memory")
