@@ -33,10 +33,15 @@ def link(previous: str, message: Message, *, with_name: bool) -> str:
 
     `with_name` says whether the template shows a tool's name. Outer white space of an assistant's text does not count: clients strip it.
     """
-    content = clean_text(message.content)
-    calls = [[call.name, call.arguments] for call in message.tool_calls]
     name = message.name if with_name and message.role == "tool" else None
-    return _digest(previous, [message.role, content.strip() if message.role == "assistant" else content, calls, name])
+    return _digest(previous, [*what_counts(message), name])
+
+
+def what_counts(message: Message) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+    """(role, text, calls) by which messages are the same: clients strip an assistant's text, and give ids of their own to calls."""
+    text = clean_text(message.content)
+    calls = [(call.name, dict(call.arguments)) for call in message.tool_calls]
+    return message.role, text.strip() if message.role == "assistant" else text, calls
 
 
 def _digest(previous: str, value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_memory.chat import clean_text
+from agent_memory.chat.hashing import what_counts
 from agent_memory.errors import InvalidHistory
 from agent_memory.turns import to_message
 from agent_memory.types import Message, Turn
@@ -106,8 +106,8 @@ def overlap(history: History, found: Agreement, turns: Turns) -> int:
 
     That is a history whose beginning was trimmed.
     """
-    messages = [_key(message) for message in history.messages]
-    newest = [_key(to_message(turn)) for turn in turns(max(found.head, found.turns - len(messages)), found.turns)]
+    messages = [what_counts(message) for message in history.messages]
+    newest = [what_counts(to_message(turn)) for turn in turns(max(found.head, found.turns - len(messages)), found.turns)]
     for size in range(min(len(messages) - 1, len(newest)), 0, -1):
         if newest[len(newest) - size :] == messages[:size] and any(key[0] == "assistant" for key in messages[:size]):
             return size
@@ -117,8 +117,8 @@ def overlap(history: History, found: Agreement, turns: Turns) -> int:
 def rewritten(history: History, found: Agreement, turns: Turns) -> str | None:
     """What was changed of a history whose later messages are the Session's: its head, or one message; None if it is just another one."""
     start = found.head + found.messages
-    stands = [_key(to_message(turn)) for turn in turns(start, start + 1 + SEEN_AFTER)]
-    given = [_key(message) for message in history.messages[found.messages : found.messages + 1 + SEEN_AFTER]]
+    stands = [what_counts(to_message(turn)) for turn in turns(start, start + 1 + SEEN_AFTER)]
+    given = [what_counts(message) for message in history.messages[found.messages : found.messages + 1 + SEEN_AFTER]]
     if not found.rooted:
         return "the system prompt or the tools" if len(given) > 1 and stands[:2] == given[:2] else None
     same = [one == other for one, other in zip(stands, given, strict=False)]
@@ -136,10 +136,3 @@ def check_results(messages: Sequence[Message], new: int, recent: Sequence[Turn])
                 f"message {number + 1} is the result{who} of the call {message.tool_call_id!r}, which no message before it makes; "
                 f"send the assistant's message with that call too"
             )
-
-
-def _key(message: Message) -> tuple[Any, ...]:
-    """What counts of a message: clients strip an assistant's text, and give ids of their own to calls."""
-    text = clean_text(message.content)
-    calls = [(call.name, dict(call.arguments)) for call in message.tool_calls]
-    return message.role, text.strip() if message.role == "assistant" else text, calls

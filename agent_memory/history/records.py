@@ -91,3 +91,16 @@ class Reply:
     def reasoning(self) -> str:
         """What the model thought before it answered."""
         return str(self.turn.meta.get("reasoning", ""))
+
+    def facts(self) -> dict[str, Any]:
+        """Where it stands, tokens the Session holds with it and that were read for it, why it ended, and what was recalled, from where."""
+        names = ("turn", "role", "name", "tokens_ago", "score", "tier")
+        return {
+            "session": self.session,
+            "turn": self.turn.index,
+            "tokens": self.turn.stop,
+            "finish_reason": self.turn.meta.get("finish_reason"),
+            "prefilled": self.prefilled,
+            "recalled": [{name: getattr(hit, name) for name in names} for hit in self.recall.turns],
+            "exact": self.recall.exact,
+        }

@@ -6,7 +6,6 @@ Knows settings and configurations; nothing of messages.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from agent_memory.connection import Connection
 from agent_memory.errors import ConfigError
 from agent_memory.types import Sampling
 
@@ -66,7 +66,7 @@ class LocalModel(BaseModel):
     seed: int | None = None
     stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
     cache: Any = False
-    _opened: tuple[tuple[int, str], Any, str] | None = PrivateAttr(default=None)
+    _connection: Connection = PrivateAttr(default_factory=Connection)
 
     @model_validator(mode="before")
     @classmethod
@@ -106,7 +106,7 @@ class LocalModel(BaseModel):
 
     def close(self) -> None:
         """Close the model and its Sessions, for all that share them; the next call opens them again."""
-        self._open()[0].close()
+        self._connection.close(self._settings)
 
     def delete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
         """Forget a conversation with its branches; an unknown one is forgotten already."""
@@ -149,14 +149,13 @@ class LocalModel(BaseModel):
         return histories.branches(thread_id, tenant)
 
     def _open(self, namespace: str | None = None) -> tuple[Histories, str]:
-        """The Histories, and the namespace that is meant. Where the Store lies and what the environment says is found out once."""
-        given = {"model": self.model, "store": self.store, "namespace": self.namespace, "method": self.method, **self.options}
-        key = (os.getpid(), repr(given))  # a copy with other settings, and a forked process, open their own
-        if self._opened is None or self._opened[0] != key:
-            from agent_memory.opening import shared_histories
+        """The Histories, and the namespace that is meant."""
+        histories, own = self._connection.open(self._settings)
+        return histories, namespace or own
 
-            self._opened = (key, *shared_histories(**given))
-        return self._opened[1], namespace or self._opened[2]
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"model": self.model, "store": self.store, "namespace": self.namespace, "method": self.method, **self.options}
 
     def _asked(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> dict[str, Any]:
         """What a call says beside its messages, as arguments of a Request.

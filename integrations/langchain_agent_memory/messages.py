@@ -113,7 +113,7 @@ class ReplyChunks:
             content="",
             tool_call_chunks=list(self._rest(reply.message.tool_calls)),
             usage_metadata=usage(reply),
-            response_metadata={"model_name": self._model, "model_provider": "agent_memory", "agent_memory": facts(reply)},
+            response_metadata={"model_name": self._model, "model_provider": "agent_memory", "agent_memory": reply.facts()},
             chunk_position="last",
         )
         return ChatGenerationChunk(message=message, generation_info={"finish_reason": reason})
@@ -131,17 +131,3 @@ def usage(reply: Reply) -> UsageMetadata:
     details = InputTokenDetails(cache_read=reply.known, cache_creation=reply.added)
     read = reply.known + reply.added
     return UsageMetadata(input_tokens=read, output_tokens=reply.generated, total_tokens=read + reply.generated, input_token_details=details)
-
-
-def facts(reply: Reply) -> dict[str, Any]:
-    """Where a reply stands, tokens the Session holds with it, tokens that were read for it, and what was recalled, from where."""
-    names = ("turn", "role", "tokens_ago", "score", "tier")
-    recall = [{name: getattr(hit, name) for name in names} for hit in reply.recall.turns]
-    return {
-        "session": reply.session,
-        "turn": reply.turn.index,
-        "tokens": reply.turn.stop,
-        "prefilled": reply.prefilled,
-        "recalled": recall,
-        "exact": reply.recall.exact,
-    }

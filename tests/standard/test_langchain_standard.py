@@ -16,7 +16,7 @@ from tests.standard.conftest import OPTIONS
 NEEDS_A_LARGER_MODEL = "the pocket model reads records; it does not take numbers or names for arguments from an instruction"
 
 
-class _Unit(ChatModelUnitTests):
+class _Ours:
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatAgentMemory
@@ -25,20 +25,14 @@ class _Unit(ChatModelUnitTests):
     def supports_json_mode(self) -> bool:
         return True
 
+
+class _Unit(_Ours, ChatModelUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {}, {"store": "memory"}, {"store": "memory"}
 
 
-class _Integration(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return ChatAgentMemory
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
+class _Integration(_Ours, ChatModelIntegrationTests):
     @property
     def supported_usage_metadata_details(self) -> Any:
         details = ["cache_read_input", "cache_creation_input"]

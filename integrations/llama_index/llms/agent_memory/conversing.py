@@ -25,13 +25,13 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
-from llama_index.llms.agent_memory.connection import Connection
 from llama_index.llms.agent_memory.messages import from_messages, to_messages
 from llama_index.llms.agent_memory.options import CallOptions, ReplySettings
 from llama_index.llms.agent_memory.react import as_remembered, has_steps
 from llama_index.llms.agent_memory.responses import completion, finished
 from llama_index.llms.agent_memory.streams import acompletions, astreamed, completions, ending, streamed
 
+from agent_memory.connection import Connection
 from agent_memory.turns import to_message
 from agent_memory.types import Message
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from llama_index.core.agent.react.output_parser import ReActOutputParser
 
-from agent_memory.chat import clean_text
+from agent_memory.chat.hashing import what_counts
 from agent_memory.types import Message
 
 _STEP, _OBSERVATION = "Thought: ", "Observation: "
@@ -34,7 +34,7 @@ def _follow(messages: Sequence[Message], memory: Sequence[Message]) -> tuple[int
     for number, message in enumerate(messages):
         stop = _steps(message, memory, at) if _is_step(message) else None
         if stop is None:
-            if at >= len(memory) or _key(message) != _key(memory[at]):
+            if at >= len(memory) or what_counts(message) != what_counts(memory[at]):
                 return number, [*said, *messages[number:]]
             stop = at + 1
         said += memory[at:stop]
@@ -69,9 +69,3 @@ def _form(message: Message) -> str | None:
 
 def _is_step(message: Message) -> bool:
     return message.role == "assistant" and message.content.startswith(_STEP)
-
-
-def _key(message: Message) -> tuple[object, ...]:
-    text = clean_text(message.content)
-    calls = [(call.name, dict(call.arguments)) for call in message.tool_calls]
-    return message.role, text.strip() if message.role == "assistant" else text, calls

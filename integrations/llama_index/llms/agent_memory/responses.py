@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse, ToolCallBlock
 from llama_index.llms.agent_memory.messages import answer, call_blocks
@@ -50,7 +50,7 @@ class GrowingReply:
 
 def finished(reply: Reply) -> ChatResponse:
     """The response of a whole reply."""
-    counts, facts = usage(reply), standing(reply)
+    counts, facts = usage(reply), reply.facts()
     return ChatResponse(
         message=answer(reply.message.content, call_blocks(reply.message.tool_calls), reply.reasoning),
         raw={"usage": counts, "agent_memory": facts},
@@ -74,20 +74,4 @@ def usage(reply: Reply) -> dict[str, int]:
         "total_tokens": prompt + reply.generated,
         "cache_read_tokens": reply.known,
         "cache_creation_tokens": reply.added,
-    }
-
-
-def standing(reply: Reply) -> dict[str, Any]:
-    """Where a reply stands, why it ended, the tokens read for it, and what was recalled and from which tier."""
-    recalled = [
-        {"turn": hit.turn, "role": hit.role, "name": hit.name, "tokens_ago": hit.tokens_ago, "score": hit.score, "tier": hit.tier}
-        for hit in reply.recall.turns
-    ]
-    return {
-        "session": reply.session,
-        "turn": reply.turn.index,
-        "finish_reason": reply.turn.meta.get("finish_reason"),
-        "prefilled": reply.prefilled,
-        "recalled": recalled,
-        "exact": reply.recall.exact,
     }

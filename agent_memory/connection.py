@@ -1,4 +1,7 @@
-"""The way from a model's settings to its Sessions: found at first use, and kept. Knows settings; nothing of messages."""
+"""The way from a wrapper's settings to its Sessions: found at first use, and kept. Knows settings; nothing of messages.
+
+Importing it loads no torch; opening does.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agent_memory.history import Histories
+    from .history import Histories
 
 
 class Connection:
-    """The Histories of a model and its copies.
+    """The Histories of a wrapper, the same for all its copies with the same settings.
 
     They are kept because settings also come from the environment and the working folder, and those may change between two calls.
     """
@@ -20,14 +23,14 @@ class Connection:
         self._found: dict[tuple[int, str], tuple[Histories, str]] = {}
 
     def open(self, settings: Mapping[str, Any]) -> tuple[Histories, str]:
-        """The Histories, and the namespace where none is named. Imports torch at first use.
+        """The Histories, and the namespace where none is named; a forked process opens its own. Imports torch at first use.
 
         Raises:
             ConfigError: a setting that cannot be used.
         """
-        key = os.getpid(), repr(settings)  # a forked process opens its own
+        key = os.getpid(), repr(settings)
         if key not in self._found:
-            from agent_memory.opening import shared_histories
+            from .opening import shared_histories
 
             self._found[key] = shared_histories(**settings)
         return self._found[key]
