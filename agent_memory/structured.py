@@ -56,7 +56,7 @@ class StructuredReplies:
 
     def _needed(self, wanted: ReplyFormat, tools: Sequence[Mapping[str, Any]]) -> str | None:
         """The grammar of ``wanted``, if it needs one, or can have one and need not."""
-        forced = wanted.schema is not None or wanted.tool_choice not in ("auto", "none") or wanted.strict
+        forced = wanted.schema is not None or wanted.tool_choice not in ("auto", "none") or (wanted.strict and bool(tools))
         if not forced and (not tools or self._grammars.missing or self._chat.call_form is None):
             return None
         if self._grammars.missing:
@@ -100,7 +100,8 @@ class StructuredReplies:
 
 def _named(choice: str, tools: Sequence[Mapping[str, Any]]) -> Schemas:
     """Schemas of the arguments of the tools a reply may call, by name."""
-    named = {tool["function"]["name"]: tool["function"].get("parameters") or ANY_OBJECT for tool in tools}
+    functions = [tool.get("function", tool) for tool in tools]
+    named = {function["name"]: function.get("parameters") or ANY_OBJECT for function in functions}
     if not named:
         raise ConfigError(f"tool_choice={choice!r} needs tools, and this session has none")
     if choice in ("auto", "required"):

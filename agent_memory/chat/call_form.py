@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from agent_memory.chat.text import CUT
+
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
@@ -30,7 +32,7 @@ COMMON = CallForm(
 
 
 def find_call_form(text: str, names: tuple[str, str], arguments: tuple[Any, Any], footer: str) -> CallForm | None:
-    """The form in which ``text`` holds two calls, or None if it is not a name and then a JSON object, twice.
+    """The form in which ``text`` holds two calls, or None if it is not a name and then a JSON object, twice, or holds a cut control token.
 
     Args:
         text: what an assistant's turn with the two calls was rendered to, without its header.
@@ -38,6 +40,8 @@ def find_call_form(text: str, names: tuple[str, str], arguments: tuple[Any, Any]
         arguments: of the two calls.
         footer: what ends an assistant's turn.
     """
+    if CUT in text:
+        return None
     places = []
     for name, wanted in zip(names, arguments, strict=True):
         start = text.find(name)

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class CallStream:
