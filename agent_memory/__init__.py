@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agent_memory.session import Session
     from agent_memory.store.store import Store
     from agent_memory.tools import Tool, tool
-    from agent_memory.types import Budget, Message, Recall, RecalledTurn, Receipt, Sampling, Turn
+    from agent_memory.types import Budget, Message, Recall, RecalledTurn, Receipt, ReplyFormat, Sampling, Turn
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "Recall",
     "RecalledTurn",
     "Receipt",
+    "ReplyFormat",
     "Runtime",
     "Sampling",
     "Session",
@@ -47,7 +48,7 @@ _ROOMS = {
     "session": ("Session",),
     "store.store": ("Store",),
     "tools": ("Tool", "tool"),
-    "types": ("Budget", "Message", "Recall", "RecalledTurn", "Receipt", "Sampling", "Turn"),
+    "types": ("Budget", "Message", "Recall", "RecalledTurn", "Receipt", "ReplyFormat", "Sampling", "Turn"),
 }
 
 

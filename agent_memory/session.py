@@ -123,19 +123,23 @@ class Session:
                 self._engine_now().catch_up(self._timeline.token_count, progress)
             return Receipt(turn.index, turn.tokens, durable=True)
 
-    def reply(
-        self, text: str | None = None, *, max_new_tokens: int = 256, sampling: Sampling | None = None, stop: Sequence[str] = ()
-    ) -> str:
-        """Append a user message, if given, and return the model's reply."""
-        return "".join(self.stream(text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
+    def reply(self, text: str | None = None, **options: Any) -> str:
+        """Append a user message, if given, and return the model's reply; ``options`` of :meth:`stream`."""
+        return "".join(self.stream(text, **options))
 
     def stream(
-        self, text: str | None = None, *, max_new_tokens: int = 256, sampling: Sampling | None = None, stop: Sequence[str] = ()
+        self,
+        text: str | None = None,
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        format: ReplyFormat | None = None,
     ) -> Generator[str, None, None]:
-        """:meth:`reply`, piece by piece. Leaving the loop early cancels the reply and keeps the user message."""
+        """:meth:`reply`, piece by piece; options as in :meth:`generate`. Leaving the loop early cancels the reply and keeps the message."""
         if text is not None:
             self.append("user", text, prefill=False)
-        return self.generate(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        return self.generate(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, format=format)
 
     def generate(
         self,

@@ -202,3 +202,11 @@ def test_an_agent_of_a_model_that_babbles_makes_valid_calls(runtimes: dict[str, 
 def test_an_agent_may_still_answer(runtimes: dict[str, Runtime]) -> None:
     events = list(Agent(runtimes["pocket"], [count], max_new_tokens=40).run("answer", "Hello."))
     assert isinstance(events[-1], Answered) and events[-1].text
+
+
+def test_an_answer_may_be_of_a_schema(runtimes: dict[str, Runtime]) -> None:
+    with runtimes["pocket"].session("a card") as session:
+        said = session.reply(QUESTION, max_new_tokens=40, format=ReplyFormat(schema=LOOKUP))
+        assert fits(LOOKUP, json.loads(said)) and session.last_turn is not None and session.last_turn.text == said
+        with pytest.raises(TypeError, match="max_tokens"):
+            session.reply(QUESTION, max_tokens=40)
