@@ -26,7 +26,7 @@ LIKELY, SURE = 64, 0.99
 """So many of the best tokens, or as many as hold that much of the probability, are checked for whether the rest can still be written."""
 
 FREE = 128
-"""With more tokens left than these, text that may end at any time is not looked at: it keeps even its least likely tokens."""
+"""With more tokens left than these, text that may end at any time keeps even its least likely tokens, which are not checked."""
 
 WALKS = 4
 """Tokens of these after which a new way out is looked for, where the known one is closed to them."""
@@ -121,7 +121,7 @@ class ConstrainedReply(LogitsProcessor):
             raise ModelError(f"constrained decoding broke off: {self._matcher.get_error()}")
         if int(scores[0].argmax()) in self._ends.ids and not self._matcher.is_accepting():
             mask = self._next_out(mask)
-        elif self._left <= (FREE if self._matcher.is_accepting() else LONGEST):
+        elif self._left <= LONGEST:
             mask = self._affordable(mask, scores)
         self._left -= 1
         held = torch.where(mask, scores, -torch.inf)
@@ -159,26 +159,30 @@ class ConstrainedReply(LogitsProcessor):
     def _affordable(self, mask: Tensor, scores: Tensor) -> Tensor:
         """Of the tokens allowed those after which what is left suffices to come to an end; at least the one that begins the shortest."""
         path = self._way_out(shortest=False)
-        if path is not None and len(path) >= self._left:
+        if path is not None and len(path) > self._left:
             path = self._way_out(shortest=True)
         if path is None or len(path) > self._left:
             return mask
-        return _only(mask, self._kept(mask, scores, path) or path[:1] or self._ends.ids)
+        checked = self._checked(mask, scores, path)
+        if self._left > FREE and not path:
+            return mask & ~_only(mask, [token for token, ends in checked.items() if not ends])
+        return _only(mask, [token for token, ends in checked.items() if ends] or path[:1] or self._ends.ids)
 
-    def _kept(self, mask: Tensor, scores: Tensor, path: list[int]) -> list[int]:
+    def _checked(self, mask: Tensor, scores: Tensor, path: list[int]) -> dict[int, bool]:
+        """Whether the rest can still be written after each of the likely tokens; False also of what was not looked into."""
         chances = torch.where(mask, scores[0], -torch.inf).softmax(-1)
         likely = chances.topk(min(LIKELY, len(chances)))
-        kept, seen, walks = list[int](), 0.0, WALKS
+        checked, seen, walks = dict[int, bool](), 0.0, WALKS
         for token, chance in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
-            if not chance > 0 or (kept and seen >= SURE):
+            if not chance > 0 or (seen >= SURE and any(checked.values())):
                 break
             seen += chance
-            if token in self._ends.ids or (len(path) < self._left and self._ends.completes(self._matcher, [token, *path])):
-                kept.append(token)
-            elif walks:
+            open_still = len(path) < self._left and self._ends.completes(self._matcher, [token, *path])
+            checked[token] = token in self._ends.ids or open_still
+            if not checked[token] and walks:
                 walks -= 1
-                kept += [token] * self._ends.affords(self._matcher, token, self._left - 1)
-        return kept
+                checked[token] = self._ends.affords(self._matcher, token, self._left - 1)
+        return checked
 
 
 def _only(mask: Tensor, tokens: Sequence[int]) -> Tensor:
