@@ -77,7 +77,7 @@ class _Integration(_Ours, ChatModelIntegrationTests):
 
 POCKET: dict[str, Any] = {"store": "memory", "options": OPTIONS}
 REWRITING: dict[str, Any] = {**POCKET, "model": "rewriting"}
-SHORT = {"max_tokens": 80}
+SHORT = {"max_tokens": 48}
 """Replies of a model that has nothing to say to most of this are long otherwise."""
 
 
