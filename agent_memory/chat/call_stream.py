@@ -33,8 +33,6 @@ class CallStream:
             if stop:
                 yield self._index, None, self._held[:stop]
             self._held = self._held[stop:]
-            if self._depth:
-                return
             end = self._held.find("}")  # of the call around its arguments
             if end < 0:
                 return

@@ -63,6 +63,24 @@ def test_text_keeps_its_least_likely_tokens_while_there_is_room() -> None:
         for budget in (constrain.FREE + 1, constrain.FREE)
     ]
     assert kept[0] > 2 * LIKELY > kept[1] > 0
+    string = model.grammars.processor(model.plain.json({"type": "string"}), 2 * constrain.FREE)
+    string(torch.tensor([[0]]), scores)  # type: ignore[arg-type]
+    quote = model.tokenizer.convert_tokens_to_ids('"')
+    assert string(torch.tensor([[0, quote]]), torch.zeros_like(scores)).isfinite().sum() <= LIKELY  # type: ignore[arg-type]
+
+
+def test_few_new_ways_out_are_looked_for_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looked = small(), list[int]()
+    held, ends = model.grammars.processor(model.plain.json({}), 60), model.grammars._tools()[1]
+    affords = ends.affords
+
+    def watch(matcher: Any, token: int, left: int) -> bool:
+        looked.append(token)
+        return affords(matcher, token, left)
+
+    monkeypatch.setattr(ends, "affords", watch)
+    held(torch.tensor([[0]]), torch.zeros(1, len(model.tokenizer)))  # type: ignore[arg-type]
+    assert len(looked) == constrain.WALKS
 
 
 def test_text_that_may_end_does_not_begin_what_could_not() -> None:
@@ -140,7 +158,7 @@ def test_the_way_out_is_the_one_from_where_the_model_is(monkeypatch: pytest.Monk
     monkeypatch.setattr(ends, "path", watch)
     said = model.say(held, model.script(begun), 500)
     assert said.text.startswith(begun + '", "') and valid(schema, said.text)
-    assert len(walks) < 20, "a way out that was begun is followed, and not looked for again"
+    assert len(walks) < 6, "a way out that was begun is followed, and not looked for again"
 
 
 def test_an_end_is_offered_where_nothing_else_can_be_afforded() -> None:
@@ -151,6 +169,9 @@ def test_an_end_is_offered_where_nothing_else_can_be_afforded() -> None:
     logits[mark] = 1e6
     said = model.say(model.grammars.processor(grammar, 20), lambda _: logits, 20)
     assert said.ids == list(model.chat.end_ids) and said.reason == "stop"
+    logits[:] = 0
+    logits[mark], logits[model.tokenizer.convert_tokens_to_ids("Ġfox")] = 30.0, 15.0
+    assert model.say(model.grammars.processor(grammar, 20), lambda _: logits, 20).text == " fox" * 20
 
 
 def test_nothing_is_offered_that_the_grammar_does_not_allow() -> None:

@@ -12,6 +12,7 @@ from agent_memory.chat.grammar import ReplyGrammar
 from agent_memory.model import shortest_end
 from agent_memory.model.shortest_end import ShortestEnd, deeper
 from tests.chat.builders import CHATML, byte_level, make
+from tests.model.conftest import byte_tokenizer
 from tests.model.constrained import ROW, SCHEMAS, Speaker, marked, pocket_sized, small, speaker, valid
 
 TOOL = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -122,15 +123,33 @@ def test_the_way_out_of_a_thought_is_its_end(markup: str) -> None:
     form = model.chat.call_form
     assert form is not None
     grammar = model.chat.grammar.calls(form, {"get": TOOL}, required=True, parallel=True)
+    end = model.tokenizer.encode("</think>", add_special_tokens=False)
     call = [form.write(("get", f'{{"a": {number}}}')) for number in (0, 404)]
     assert way_out(model, grammar) in call, "a thought need not be begun"
     for thought in ("<think>", "<think>the quick", "<think>\nthe <b>\n"):
         assert way_out(model, grammar, thought) in [f"</think>{text}" for text in call]
     assert way_out(model, grammar, "<think>the</think>") in call
     assert way_out(model, grammar, "<think>the</think>\n\n") in call
+    matcher, ends = begun(model, grammar, "<think>the quick")
+    assert (ends.path(matcher) or [])[: len(end)] == end
     opened = ReplyGrammar(model.chat.grammar._pieces, thoughts=True, thinking=True)
     assert way_out(model, opened.json(TOOL), "the quick") in ('</think>{"a": 0}', '</think>{"a": 404}')
     assert way_out(model, opened.text(form), "the quick") == "</think>"
+
+
+def test_a_thought_whose_end_the_template_does_not_know_ends_in_letters() -> None:
+    model = marked(CHATML + "{# <think> #}", "<|im_end|>", "added")
+    assert way_out(model, model.chat.grammar.json(TOOL), "<think>the quick") == '</think>{"a": 404}'
+
+
+def test_tokens_of_one_character_suffice() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    model = speaker(tokenizer)
+    digits = model.plain.json({"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$"}})
+    matcher, ends = begun(model, digits, '["404')
+    assert ends._place(ends.mask(matcher)) == "elsewhere" and way_out(model, digits, '["404') == '"]'
+    assert way_out(model, model.plain.json({"type": "object"}), '{"a": ') == '""}'
 
 
 def test_a_call_is_not_begun_where_less_will_do() -> None:
@@ -138,8 +157,8 @@ def test_a_call_is_not_begun_where_less_will_do() -> None:
     tool = {"type": "object", "properties": {"long": {"type": "string", "minLength": 300}}, "required": ["long"]}
     form = model.chat.call_form
     assert form is not None
-    grammar = model.chat.grammar.calls(form, {"get": tool}, required=False, parallel=True, schema={"type": "boolean"})
-    assert way_out(model, grammar) in ("true", "false")
+    grammar = model.chat.grammar.calls(form, {"get": tool}, required=False, parallel=True, schema={"type": "object"})
+    assert way_out(model, grammar) == "{}"
     assert way_out(model, model.chat.grammar.calls(form, {"get": tool}, required=False, parallel=True)) == ""
 
 
@@ -150,6 +169,8 @@ def test_what_may_follow_a_token() -> None:
     assert ends.affords(matcher, one, 1) and not ends.affords(matcher, one, 0)
     assert ends.affords(matcher, brace, 0) and not ends.affords(matcher, quote, 50)
     assert ends.completes(matcher, [one, brace]) and not ends.completes(matcher, [one]) and not ends.completes(matcher, [quote, brace])
+    number, _ = begun(model, model.plain.json({"type": "integer"}), "1")
+    assert ends.completes(number, []) and ends.completes(number, [one]) and not ends.completes(number, [brace])
     mask = ends.mask(matcher)
     assert mask[brace] and mask[one] and not mask[quote] and mask.shape == (len(model.tokenizer),)
 
