@@ -36,7 +36,7 @@ from .model.constrain import Grammars
 from .model.fingerprint import fingerprint
 from .model.load import load
 from .paged_reply import operations_on_pages
-from .plans import kv_plan, layout_of, least_blocks, named_choosers, unread_layers, unsaved_blocks
+from .plans import kv_plan, layout_of, least_blocks, named_choosers, named_settings, unread_layers, unsaved_blocks
 from .services import Services
 from .session import Session
 from .store.store import Store
@@ -96,7 +96,7 @@ class Runtime:
         self.layout = layout_of(self.attachment)
         self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
         self._model_text = json.dumps(self.model_id.to_dict(), sort_keys=True)
-        self._method, self._choosers = method, named_choosers(model.config)
+        self._method, self._choosers, self._settings = method, named_choosers(model.config), named_settings(model.config)
         plain = self.method(0)
         self.measured, self.border = self._bypass(plain, border)
         self._pages = operations_on_pages(self.attachment, plain, self.layout, backend)
@@ -154,7 +154,7 @@ class Runtime:
         """The method for a Session whose head has that many tokens."""
         if isinstance(self._method, Method):
             return self._method
-        return make_method(self._method, self.window, head, choosers=self._choosers)
+        return make_method(self._method, self.window, head, choosers=self._choosers, settings=self._settings)
 
     def _bypass(self, method: Method, border: int | Literal["auto"] | None) -> tuple[BreakEven | None, int | None]:
         """What was measured, and the border of new Sessions."""

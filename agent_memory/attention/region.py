@@ -55,6 +55,20 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What stands for keys that are not read: parts of the timeline, each with the mean of its values.
+
+    Attributes:
+        log_mass: fp32 ``[G, Hk, m, n]``, log-sum-exp of the logits of each part's keys; -inf where a part does not take part. Rows of a GQA
+            group come query head by query head.
+        values: ``[n, Hk, dv]``, the mean of each part.
+    """
+
+    log_mass: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LayerRule:
     """What a model's layer does besides rotation.
 
@@ -71,7 +85,9 @@ class LayerRule:
     softcap: float | None = None
 
 
-def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
+def attend(
+    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, estimate: Estimate | None = None
+) -> Tensor:
     """Attention of query groups over disjoint Regions.
 
     Args:
@@ -80,12 +96,15 @@ def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: Lay
         rotary: rotation of the model.
         rule: the layer's scale, sinks and softcap.
         ops: kernel implementation.
+        estimate: what stands for keys that are in no Region.
 
     Returns:
         ``[G, H, T, dv]``. GQA pairing is ``h // g``.
     """
     parts = _parts(queries, regions, rotary, rule.index)
-    if len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+    if estimate is not None:
+        out = _with_estimate(*_merged(parts, queries, rule, ops), estimate)
+    elif len(parts) == 1 and rule.sinks is None and rule.softcap is None:
         out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
     else:
         out, _ = _merged(parts, queries, rule, ops)
@@ -105,6 +124,14 @@ def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary,
     bias = _additive(regions[0].visible)
     mass = ops.column_mass(first.queries.reshape(*rows, queries.shape[-1]), first.keys, bias, lse.reshape(rows), rule.scaling, rule.softcap)
     return out.reshape(*queries.shape[:3], -1), mass.flatten(1, 2)
+
+
+def _with_estimate(out: Tensor, lse: Tensor, estimate: Estimate) -> Tensor:
+    """Attention ``out [G, Hk, m, dv]`` with log-sum-exp ``lse [G, Hk, m]``, joined with what stands for the keys left out."""
+    total = torch.logaddexp(lse, torch.logsumexp(estimate.log_mass, dim=-1))
+    weights = torch.exp(estimate.log_mass - total[..., None])
+    means = estimate.values.float().transpose(0, 1)
+    return (out.float() * torch.exp(lse - total)[..., None] + weights @ means).to(out.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +212,10 @@ def _at(table: Tensor, positions: Tensor) -> Tensor:
     return table.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
 
 
-def rotated(x: Tensor, position: int, rotary: Rotary, layer: int) -> Tensor:
-    """``x [G, H, T, d]`` at one position."""
-    cos, sin = rotary.table(layer, position + 1)
-    return rotary.rotate(layer, x, cos[:, position:].expand(-1, x.shape[2], -1), sin[:, position:].expand(-1, x.shape[2], -1))
+def rotated(x: Tensor, positions: Tensor, rotary: Rotary, layer: int) -> Tensor:
+    """``x [G, H, T, d]`` at integer positions ``[T]``, ``[G, T]`` or ``[G, H, T]``."""
+    cos, sin = rotary.table(layer, int(positions.max()) + 1)
+    return _rotate(x, (_at(cos[0], positions), _at(sin[0], positions)), rotary, layer)
 
 
 def _rotate(x: Tensor, pair: Pair, rotary: Rotary, layer: int) -> Tensor:

@@ -8,7 +8,7 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .positions import Attended, PositionMap, TruePositions, true_but_split
-from .region import LayerRule, Region, Rotary, attend, attend_and_weigh, rotated
-from .selectors import Ask, Bounds, Selection
+from .region import Estimate, LayerRule, Region, Rotary, attend, attend_and_weigh, rotated
+from .selectors import Ask, Bounds, Selection, Unread
 from .trace import Trace
 
 HEARD = 12
@@ -169,11 +169,12 @@ class MemoryStep:
         regions = positions.regions(self._whole(rule, first, start, stop))
         return self._attend(rule, q[None], regions, start)[0].transpose(0, 1)
 
-    def _attend(self, rule: LayerRule, queries: Tensor, regions: list[Region], first: int) -> Tensor:
-        """Attention of ``queries [G, H, T, d]``, of tokens from ``first`` on, over Regions."""
+    def _attend(self, rule: LayerRule, queries: Tensor, regions: list[Region], first: int, unread: Unread | None = None) -> Tensor:
+        """Attention of ``queries [G, H, T, d]``, of tokens from ``first`` on, over Regions and what stands for keys not read."""
         if self._trace is not None and first >= self._since:
             self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
-        return attend(queries, regions, self.rotary, rule, self.ops)
+        estimate = None if unread is None else Estimate(unread.log_mass, unread.values)
+        return attend(queries, regions, self.rotary, rule, self.ops, estimate)
 
     def _whole(self, rule: LayerRule, first: int, start: int, stop: int) -> Attended:
         """All tokens ``[first, stop)``, for the queries from ``start`` on."""
@@ -226,7 +227,7 @@ class MemoryStep:
         outputs = []
         for one, selection in zip(groups, chosen, strict=True):
             regions = self.method.positions.regions(self._attended(rule, one, selection, sizes))
-            out = self._attend(rule, one.queries, regions, one.first)
+            out = self._attend(rule, one.queries, regions, one.first, selection.unread)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
 
@@ -251,7 +252,7 @@ class MemoryStep:
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
             selection.check(one.bounds)
-            self._chosen[one.first] = selection
+            self._chosen[one.first] = replace(selection, unread=None)  # masses are of this layer's queries only
             self.kv.ahead.chosen(rule.index, selection.tokens)
             trace = self._traced(one)
             if trace is not None:
@@ -263,7 +264,16 @@ class MemoryStep:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
         shared = 0 if first else groups.voters.shape[2] - asking
-        return Ask(groups.voters, asking, groups.bounds, shared, lambda x, position: rotated(x, position, self.rotary, rule.index))
+        last = groups.bounds.stops + self.method.sizes.local + groups.length if self.method.sizes is not None else groups.bounds.stops
+        return Ask(
+            groups.voters,
+            asking,
+            groups.bounds,
+            shared,
+            lambda x, positions: rotated(x, positions, self.rotary, rule.index),
+            last[:, None] - asking + torch.arange(asking, device=last.device),
+            rule.softcap,
+        )
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None

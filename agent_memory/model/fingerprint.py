@@ -32,6 +32,7 @@ _PASSING_FIELDS = {
     "architectures",
     "auto_map",
     "use_cache",
+    "recall",  # how memory is read, which each Session records
 }
 
 
