@@ -39,8 +39,8 @@ class Bar:
     def of_transformers(self) -> Iterator[None]:
         """Meanwhile transformers' own bars go to this one. One thread at a time."""
 
-        def instead(_: Callable[..., Any], items: tuple[Any, ...], __: dict[str, Any]) -> Iterator[Any]:
-            return self.follow(items[0])
+        def instead(make: Callable[..., Any], items: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            return self.follow(items[0]) if items else make(**options)
 
         before = logging.set_tqdm_hook(instead)
         try:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agent_memory.model import dequantized as room
+from agent_memory.model import gguf_files
 from agent_memory.model.attach import attach
 from agent_memory.model.fingerprint import fingerprint
 from agent_memory.model.load import load
@@ -166,6 +167,19 @@ def test_a_split_model_is_loaded_by_any_of_its_parts(tensors_a_part: int, tmp_pa
     model, tokenizer = load(parts[0])
     assert torch.equal(logits(model), logits(load(tmp_path / "whole.gguf")[0])) and tokenizer.chat_template == TEMPLATE
     assert locate(parts[-1]) == locate(parts[0]) and len(loaded) == 2
+
+
+def test_joining_keeps_metadata_tensors_and_their_alignment(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), kind=gguf.GGMLQuantizationType.Q4_0, alignment=256)
+    gguf_files.join(gguf_files.read((file,)), tmp_path / "joined.gguf")
+    before, after = (gguf.GGUFReader(path) for path in (file, tmp_path / "joined.gguf"))
+    assert after.alignment == 256
+    assert {field.name: field.contents() for field in after.fields.values()} == {
+        field.name: field.contents() for field in before.fields.values()
+    }
+    assert [(tensor.name, tensor.tensor_type, tensor.data.tobytes()) for tensor in after.tensors] == [
+        (tensor.name, tensor.tensor_type, tensor.data.tobytes()) for tensor in before.tensors
+    ]
 
 
 def test_a_damaged_copy_is_made_again(file: Path, loaded: list[Path]) -> None:

@@ -145,7 +145,15 @@ def test_no_room(kilobytes: int, seen_before: bool, file: Path, tmp_path: Path, 
         if not seen_before:  # as with a quota, or another process that writes meanwhile
             roomy = shutil.disk_usage("/")
             monkeypatch.setattr(shutil, "disk_usage", lambda _: roomy)
+        loaded, real = list[Path](), dequantized._load
+
+        def counted(folder: Path, named: Path):
+            loaded.append(named)
+            return real(folder, named)
+
+        monkeypatch.setattr(dequantized, "_load", counted)
         refused(ConfigError, file, str(disk), "141,952 bytes", "XDG_CACHE_HOME")
+        assert not loaded or not seen_before or kilobytes == 160
         assert_nothing_left(disk / "agent-memory")
 
 

@@ -67,6 +67,7 @@ def write_gguf(
     template: str | None = TEMPLATE,
     keep: Callable[[str], bool] = lambda name: True,
     tensors_a_part: int = 0,
+    alignment: int = 32,
 ) -> Path:
     """Write ``model`` and return ``path``.
 
@@ -74,8 +75,11 @@ def write_gguf(
         kind: of matrices; vectors are always in fp32.
         keep: which tensors, by their names in the file.
         tensors_a_part: split the model after so many; the parts are beside ``path``.
+        alignment: of tensors in the file, in bytes.
     """
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_a_part)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
     _describe(writer, model, architecture)
     _spell(writer, vocabulary, template)
     for name, values in _tensors(model, architecture).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,12 +54,11 @@ def _loss(runtime: Runtime, ids: torch.Tensor) -> float:
     return float(runtime.score(ids, of=range(1, len(ids))).mean())
 
 
-def test_a_command_finds_it_in_the_settings_file(cli: Callable[..., Result], own_folder: Path) -> None:
+def test_a_command_finds_it_in_the_settings_file(cli: Callable[..., Result], own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "agent-memory.toml").write_text('model = "smollm2"\n')
-    (own_folder / "text.txt").write_text("The ship sailed into the harbour at dawn. " * 30)
-    words = ("--file", "text.txt", "--method", "streaming", "--window", "256", "--lengths", "288", "--json")
-    report = cli("eval", "perplexity", *words).json
-    assert (report["model"], report["window"]) == ("LlamaForCausalLM", 256)
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION + "\n"))
+    (said,) = cli("chat", "talk", "--max-new-tokens", "12", "--json").json["replies"]
+    assert "Paris" in said["answer"]
 
 
 def test_langchain_finds_it_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
