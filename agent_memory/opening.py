@@ -31,6 +31,7 @@ def open_runtime(settings: Settings) -> Runtime:
     return Runtime.load(
         settings.model,
         revision=settings.revision,
+        gguf_file=settings.gguf_file,
         dtype=settings.dtype,
         device_map=settings.device_map,
         trust_remote_code=settings.trust_remote_code,

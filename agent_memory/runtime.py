@@ -35,6 +35,7 @@ from .model.attach import Attachment, attach
 from .model.constrain import Grammars
 from .model.fingerprint import fingerprint
 from .model.load import load
+from .model.locate import locate
 from .paged_reply import operations_on_pages
 from .plans import kv_plan, layout_of, least_blocks, named_choosers, named_settings, unread_layers, unsaved_blocks
 from .services import Services
@@ -118,25 +119,26 @@ class Runtime:
         model: str | Path | None = None,
         *,
         revision: str | None = None,
+        gguf_file: str | None = None,
         dtype: str | None = None,
         device_map: Any = None,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> Runtime:
-        """Load a model by hub id or folder, the ordinary transformers way; without one, the pocket model.
+        """Load a model by hub id, folder or GGUF file; without one, the pocket model.
 
         Args:
-            model: hub id or folder.
-            revision: branch, tag or commit on the hub.
+            model, gguf_file, revision: as :func:`.model.locate.locate` takes them: hub id, folder, GGUF file, or ``"smollm2"``.
             dtype: ``"bfloat16"`` and the like; by default what the checkpoint says.
             device_map: as transformers takes it.
             trust_remote_code: run code that comes with the model.
             options: of :class:`Runtime`.
 
         Raises:
-            ModelNotFound: no such model.
+            ModelError: no such model, or one that cannot be loaded or attached.
+            ConfigError: an option that cannot be, or a GGUF file that there is no room or no package for.
         """
-        place = str(pocket.path()) if model is None else str(model)
+        place = locate(pocket.path() if model is None else model, gguf_file=gguf_file, revision=revision)
         loaded, tokenizer = load(place, revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
         return cls(loaded, tokenizer, source=place, **options)
 
