@@ -111,6 +111,12 @@ def attend(
     return out.reshape(*queries.shape[:3], -1)
 
 
+def log_sum_exp(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
+    """fp32 ``[G, Hk, m]``: log of the sum of attention weights ``queries [G, H, T, d]`` give Regions before they are normalised, the
+    layer's extra logits included. Rows of a GQA group come query head by query head."""
+    return _merged(_parts(queries, regions, rotary, rule.index), queries, rule, ops)[1]
+
+
 def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
     """As :func:`attend`, and how much attention each key of the first Region gets.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .positions import Attended, PositionMap, TruePositions, true_but_split
-from .region import Estimate, LayerRule, Region, Rotary, attend, attend_and_weigh, rotated
+from .region import Estimate, LayerRule, Region, Rotary, attend, attend_and_weigh, log_sum_exp, rotated
 from .selectors import Ask, Bounds, Selection, Unread
 from .trace import Trace
 
@@ -273,7 +274,15 @@ class MemoryStep:
             lambda x, positions: rotated(x, positions, self.rotary, rule.index),
             last[:, None] - asking + torch.arange(asking, device=last.device),
             rule.softcap,
+            partial(self._near, rule, groups),
         )
+
+    def _near(self, rule: LayerRule, groups: _Groups) -> Tensor:
+        """Log-sum-exp ``[G, Hk, m]`` of what groups attend to whatever is chosen."""
+        if self.method.sizes is None:
+            raise RuntimeError("a method without sizes attends to everything")
+        attended = self._attended(rule, groups, _nothing(groups.queries), self.method.sizes)
+        return log_sum_exp(groups.queries, self.method.positions.regions(attended), self.rotary, rule, self.ops)
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None

@@ -114,6 +114,7 @@ class Ask:
         rotate: the layer's rotation of ``[G, H, T, d]`` to positions ``[T]`` or ``[G, T]``.
         positions: int64 ``[G, asking]``, the token index of each query that chooses; empty where no rule needs them.
         softcap: bound of the layer's logits, or None.
+        near: gives fp32 ``[G, Hk, m]``, the log-sum-exp of what the asking queries attend to anyway: sink, local and own tokens.
     """
 
     queries: Tensor
@@ -123,6 +124,7 @@ class Ask:
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
     positions: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int64))
     softcap: float | None = None
+    near: Callable[[], Tensor] | None = None
 
     def rotated(self, queries: Tensor, positions: Tensor) -> Tensor:
         """Some of the queries ``[G, H, T, d]``, rotated to positions ``[T]`` or ``[G, T]``."""

@@ -79,7 +79,7 @@ class MassSelector:
         starts = torch.arange(candidates.shape[1] * PARTS, device=candidates.device) * PART_TOKENS
         parts = candidates.repeat_interleave(PARTS, 1) & (starts < ask.bounds.stops[:, None])
         masses, near = self._masses(ask, scaling, layer, parts)
-        shares = torch.softmax(masses, dim=-1).mean(2)
+        shares = self._shares(ask, masses)
         chosen = self._best(shares, candidates, parts)
         scored = int(candidates.sum()) * BLOCK_TOKENS * shares.shape[1]
         unread = None
@@ -87,6 +87,15 @@ class MassSelector:
             whole = starts + PART_TOKENS <= ask.bounds.stops[:, None]
             unread = _unread(masses, chosen, near.repeat_interleave(PARTS, 1) & whole, layer)
         return Selection(_tokens(ask, chosen), False, "no", scored, unread=unread)
+
+    @staticmethod
+    def _shares(ask: Ask, masses: Tensor) -> Tensor:
+        """Shares of all attention, what is attended anyway included, that parts of ``masses [G, Hk, m, parts]`` hold: the mean over the
+        queries and query heads of each KV head, fp32 ``[G, Hk, parts]``. A query that looks at its neighbours has little to say."""
+        if ask.near is None:
+            raise RuntimeError("this ask does not know what is attended anyway")
+        total = torch.logaddexp(torch.logsumexp(masses, dim=-1), ask.near())
+        return torch.exp(masses - total[..., None]).mean(2)
 
     def _best(self, shares: Tensor, candidates: Tensor, parts: Tensor) -> Tensor:
         """Numbers of the chosen parts, int64 ``[G, Hk, c]`` ascending and padded with -1, by their ``shares [G, Hk, n * PARTS]``."""
