@@ -6,14 +6,15 @@ Knows which measurements there are and how their results are shown; how they are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from agent_memory.cli import file_evaluations, shapes
+from agent_memory.cli import fidelity_command, file_evaluations, shapes
 from agent_memory.cli.command import MODEL_OPTIONS, Call, command
+from agent_memory.cli.measuring import measuring_runtimes
 from agent_memory.errors import ConfigError
 from agent_memory.memory.sizes import parse_size
 from agent_memory.types import Budget
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from agent_memory.evaluate.run import EvalOptions
-    from agent_memory.runtime import Runtime
 
 _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -79,7 +79,7 @@ def evaluate(
         str | None,
         typer.Option(help="Tokens of hay, separated by commas; 64k is 64,000.", show_default="4k,16k,64k; perplexity: 64 windows"),
     ] = None,
-    depths: Annotated[int, typer.Option(help="Facts asked about in one document.", min=1)] = 10,
+    depths: Annotated[int | None, typer.Option(help="Facts in one document.", min=1, show_default="10; fidelity: 8")] = None,
     samples: Annotated[
         int | None, typer.Option(help="Documents for each length; texts; questions of a data set.", min=1, show_default="10; 32; all")
     ] = None,
@@ -99,20 +99,35 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write, as PNG; with several tasks one each, as NAME-TASK.png.", show_default=False)
     ] = None,
+    on: Annotated[str, typer.Option(help="fidelity: what it is measured on.", rich_help_panel="Fidelity")] = "multi-key",
+    modes: Annotated[
+        str, typer.Option(help="Memory made by full attention and only read, or made through the method.", rich_help_panel="Fidelity")
+    ] = "read,made",
+    keys: Annotated[str, typer.Option(help="Words facts are about: a list by name, or a file.", rich_help_panel="Fidelity")] = "cities",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply.", min=1, rich_help_panel="Fidelity")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps memories of full attention.", rich_help_panel="Fidelity")] = None,
 ) -> None:
     """Measure how well each method finds what was said long ago."""
     from agent_memory.evaluate.run import EvalOptions, make_tasks, run_tasks
 
+    if task == "fidelity":
+        length = None if lengths is None else _one_length(lengths)
+        fidelity_command.evaluate_fidelity(
+            call,
+            fidelity_command.FidelityCall(
+                on, _methods(method), _parts(modes), length, samples, depths, seed, haystack, keys, max_new_tokens, cache, resume
+            ),
+        )
+        return
     if task in file_evaluations.FILE_TASKS:
         length = None if lengths is None else _one_length(lengths)
         files = file_evaluations.FileOptions(tuple(file or ()), _methods(method), length, samples, truncate, seed, reach, resume, plot)
         _evaluate_files(call, task, files)
         return
-    given = {name: value for name, value in (("samples", samples), ("reach", reach)) if value is not None}
+    given = {name: value for name, value in (("samples", samples), ("reach", reach), ("depths", depths)) if value is not None}
     options = EvalOptions(
         methods=_methods(method),
         lengths=_lengths(lengths or "4k,16k,64k"),
-        depths=depths,
         seed=seed,
         match=match,
         haystack=haystack,
@@ -123,7 +138,7 @@ def evaluate(
     tasks = make_tasks(_parts(task), style)
     call.quiet_libraries()
     with call.progress(scaled=True) as show:
-        reports = run_tasks(_runtimes(call), tasks, options, show)
+        reports = run_tasks(measuring_runtimes(call), tasks, options, show)
     _draw(reports, plot)
     payload = reports[0] if len(reports) == 1 else {"tasks": reports}
     call.answer(payload, lambda: _show(call, reports, options))
@@ -132,7 +147,7 @@ def evaluate(
 def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions) -> None:
     call.quiet_libraries()
     with call.progress(scaled=True) as show:
-        report = file_evaluations.run_on_files(call, task, options, _runtimes(call), show)
+        report = file_evaluations.run_on_files(call, task, options, measuring_runtimes(call), show)
 
     def people() -> None:
         for made in file_evaluations.tables(report):
@@ -149,15 +164,6 @@ def _one_length(written: str) -> int:
     if len(lengths) != 1:
         raise ConfigError(f"--lengths {written!r}: perplexity reads texts of one length")
     return lengths[0]
-
-
-def _runtimes(call: Call) -> Callable[..., Runtime]:
-    from agent_memory.opening import open_runtime
-
-    def make_runtime(*, method: str, store: Path, **_: Any) -> Runtime:
-        return open_runtime(call.settings.model_copy(update={"method": method, "store": str(store)}))
-
-    return make_runtime
 
 
 def _draw(reports: Sequence[dict[str, Any]], plot: Path | None) -> None:

@@ -1,0 +1,88 @@
+"""What full attention makes of each question, kept on disk: the truth that methods are compared with.
+
+Knows arrays in files; a file that cannot be read counts as not there, and is made again. Does not know how a question is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .asking import Asked
+from .documents import Document, Question
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What full attention makes of one question.
+
+    Attributes:
+        nll: negative log-likelihood of each token of the gold answer, nats, fp64 ``[tokens]``.
+        log_probabilities: float16 ``[tokens, vocabulary]``.
+        reply: the greedy reply.
+    """
+
+    nll: NDArray[np.float64]
+    log_probabilities: NDArray[np.float16]
+    reply: str
+
+    @classmethod
+    def of(cls, asked: Asked) -> Truth:
+        """As it is kept: log-probabilities in half precision, whose error a divergence only sees squared."""
+        return cls(np.asarray(asked.nll, np.float64), asked.log_probabilities.to(torch.float16).numpy(), asked.reply)
+
+
+class Truths:
+    """Truths by document and question.
+
+    Args:
+        folder: where they are kept; one of a model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, document: Document, question: Question) -> Truth | None:
+        """The one that is kept, if there is one."""
+        return _read(self._file(document, question))
+
+    def keep(self, document: Document, question: Question, asked: Asked) -> Truth:
+        """What was asked just now, which is kept from now on."""
+        truth = Truth.of(asked)
+        _write(self._file(document, question), truth)
+        return truth
+
+    def known(self, document: Document) -> bool:
+        """Whether every question about a document has one."""
+        return all(self._file(document, question).exists() for question in document.questions)
+
+    def _file(self, document: Document, question: Question) -> Path:
+        return self._folder / document.key / f"{question.key}.npz"
+
+
+def _read(file: Path) -> Truth | None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            nll, rows = arrays["nll"], arrays["log_probabilities"]
+            reply = json.loads(arrays["reply"].item())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    whole = nll.dtype == np.float64 and rows.dtype == np.float16 and rows.ndim == 2 and nll.shape == rows.shape[:1]
+    return Truth(nll, rows, reply) if whole and isinstance(reply, str) else None
+
+
+def _write(file: Path, truth: Truth) -> None:
+    """All of it or nothing: a run may be killed at any time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    with os.fdopen(handle, "wb") as out:
+        np.savez(out, nll=truth.nll, log_probabilities=truth.log_probabilities, reply=np.array(json.dumps(truth.reply)))
+    Path(name).replace(file)

@@ -1,0 +1,108 @@
+"""Runtimes for a measurement: over the cache of memories made by full attention, or over a Store of their own.
+
+Knows Runtimes, Stores and budgets; does not know what is measured. Wherever a Session is opened with another method than it was made
+with, it is done here.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ...memory.sizes import parse_size
+from ...runtime import Runtime
+from ...session import Session
+from ...types import Budget, KVLayout
+from .documents import Document, digest
+
+MakeRuntime = Callable[..., Runtime]
+"""``make_runtime(method=, store=, budget=)``; whatever else decides how replies are made is fixed."""
+
+PATIENCE = 3600.0
+"""Seconds to wait for a memory another process is using."""
+
+SPARE_TOKENS = 4096
+"""Tokens beside a document that the device Tier has room for: questions, replies, Blocks that wait to be saved."""
+
+FULL = "full"
+
+
+def token_bytes(layout: KVLayout) -> int:
+    """Bytes of one token's keys and values at all layers."""
+    size = {"float32": 4}.get(layout.dtype, 2)
+    return size * sum(math.prod(layout.block_shape(layer)) for layer in range(layout.layers)) // layout.block_tokens
+
+
+def roomy(budget: Budget, layout: KVLayout, tokens: int) -> Budget:
+    """A budget whose device Tier holds a document: where Blocks lie changes no figure, only how long it takes."""
+    return replace(budget, device=max(parse_size(budget.device), 2 * token_bytes(layout) * (tokens + SPARE_TOKENS)))
+
+
+class Memories:
+    """Sessions that hold documents, made and read by any method.
+
+    Args:
+        make_runtime: loads nothing twice if it can.
+        cache: folder that keeps memories made by full attention, for this run and later ones.
+        budget: for every Runtime.
+    """
+
+    def __init__(self, make_runtime: MakeRuntime, cache: Path, budget: Budget) -> None:
+        self._make, self.cache, self._budget = make_runtime, cache, budget
+        self._whole: set[str] = set()
+
+    @contextmanager
+    def by_full_attention(
+        self, document: Document, method: str = FULL, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[Runtime, Session]]:
+        """The document's memory as full attention makes it, opened with a method that reads it; made where it is not there yet."""
+        if method != FULL and document.key not in self._whole:
+            with self.by_full_attention(document, progress=progress):
+                pass
+        with self._make(method=method, store=self.cache / "store", budget=self._budget) as runtime:
+            namespace = digest(runtime.model_id.to_dict())
+            session = self._opened(runtime, document.key, namespace)
+            try:
+                _drop_forks(runtime, session)
+                if method == FULL:
+                    _fill(session, document, progress)
+                    self._whole.add(document.key)
+                yield runtime, session
+            finally:
+                session.close(keep=method == FULL)  # another method must leave the memory as full attention made it
+
+    @staticmethod
+    def _opened(runtime: Runtime, name: str, namespace: str) -> Session:
+        return runtime.session(name, namespace, timeout=PATIENCE)
+
+    @contextmanager
+    def by_method(
+        self, document: Document, method: str, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[Runtime, Session]]:
+        """The document's memory as a Session of the method makes it, dropped in the end."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="made-", dir=self.cache) as folder:
+            with self._make(method=method, store=Path(folder) / "store", budget=self._budget) as runtime:
+                with runtime.session(document.key) as session:
+                    _fill(session, document, progress)
+                    yield runtime, session
+
+
+def _fill(session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
+    """Append what a Session does not hold yet: an earlier run may have been stopped half-way."""
+    session.configure(system=document.system) if document.system is not None else None
+    held = sum(not turn.meta.get("head") for turn in session.turns())
+    for role, text in document.pieces[held:]:
+        session.append(role, text, prefill=False)
+    session.prefill(progress)
+
+
+def _drop_forks(runtime: Runtime, session: Session) -> None:
+    """Forks of a run that was killed; whoever holds the Session is the only one who makes any."""
+    for name in runtime.store.branches(session.name, session.namespace):
+        if name != session.name:
+            runtime.store.delete(name, session.namespace)
