@@ -1,6 +1,6 @@
-"""``agent-memory eval fidelity``: its options, and how its figures are shown.
+"""``agent-memory eval fidelity``: its options, and what documents they ask for.
 
-Knows the JSON object of a measurement; how it is made is in ``evaluate.fidelity``.
+Knows the command line; how fidelity is measured is in ``evaluate.fidelity``.
 """
 
 from __future__ import annotations
@@ -10,35 +10,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from agent_memory.cli import shapes
+from agent_memory.cli import fidelity_tables
 from agent_memory.cli.command import Call
-from agent_memory.cli.measuring import measuring_runtimes
+from agent_memory.cli.measuring import live_report, measuring_runtimes
 from agent_memory.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from agent_memory.evaluate.fidelity.documents import Document
     from agent_memory.runtime import Runtime
 
 NEEDLES = ("single", "multi-key", "multi-value", "multi-query")
+FILES = ("loss", "locomo", "leval")
 MODES = ("read", "made")
+
+ON_HELP = (
+    "What fidelity is measured on: needles in prose (single, multi-key, multi-value, multi-query), or files named with --file: loss "
+    "(text), locomo, leval."
+)
+MODES_HELP = "Memory made by full attention and only read by the method, or made through the method; or both."
+MASS_HELP = "Weigh the Blocks a method chooses by full attention's mass."
 
 
 @dataclass(frozen=True, slots=True)
 class FidelityCall:
-    """What the command line says.
+    """What the command line says; None is the default.
 
     Attributes:
         on: what is measured on.
         methods, modes: what is compared.
-        length: tokens of a document; None is three quarters of the window.
-        samples: documents; None is 8.
-        facts: in a document; None is 8.
-        seed, haystack, keys, max_new_tokens: see ``NeedleOptions``.
-        cache, resume: see ``FidelityOptions``.
+        length: tokens of a document; three quarters of the window.
+        samples: documents, passages (8), or questions in all (32).
+        facts: in a document of needles; 8.
+        seed: of everything random.
+        files: for ``loss``, ``locomo`` and ``leval``.
+        haystack, keys: of needles.
+        max_new_tokens: longest reply; 48, or the benchmark's own.
+        scored: last tokens of a passage that are scored; 1,024.
+        mass: weigh choices.
+        cache, resume, plot: files and folders.
     """
 
     on: str
@@ -48,15 +57,20 @@ class FidelityCall:
     samples: int | None
     facts: int | None
     seed: int
+    files: tuple[Path, ...]
     haystack: Path | None
     keys: str
     max_new_tokens: int | None
+    scored: int | None
+    mass: bool
     cache: Path | None
     resume: Path | None
+    plot: Path | None
 
 
 def evaluate_fidelity(call: Call, given: FidelityCall) -> None:
     """Measure and show."""
+    from agent_memory.evaluate.fidelity.plot import draw_fidelity
     from agent_memory.evaluate.fidelity.run import FidelityOptions, run_fidelity
 
     _check(given)
@@ -65,81 +79,53 @@ def evaluate_fidelity(call: Call, given: FidelityCall) -> None:
         methods=given.methods,
         modes=given.modes,  # type: ignore[arg-type]
         budget=call.settings.budget,
+        mass=given.mass,
         resume=given.resume,
         seed=given.seed,
         **chosen,
     )
     call.quiet_libraries()
-    with call.progress(scaled=True) as show:
-        report = run_fidelity(measuring_runtimes(call, border="off"), _documents(given), options, show, _line)
-    report = {**report, "on": given.on}
+    with live_report(fidelity_tables.line, fidelity_tables.tables) as live:
+        report = run_fidelity(measuring_runtimes(call, border="off"), _documents(given), options, live.progress, live.partial)
+    report = {**report, "on": given.on, "plot": None if given.plot is None else str(draw_fidelity(report, given.plot))}
     call.answer(report, lambda: _show(call, report))
 
 
+def _show(call: Call, report: Mapping[str, Any]) -> None:
+    for made in fidelity_tables.tables(report):
+        call.out.print(made)
+    call.out.print(fidelity_tables.footing(report), markup=False)
+    if report["plot"] is not None:
+        call.out.print(f"picture in {report['plot']}", markup=False)
+
+
 def _check(given: FidelityCall) -> None:
-    if given.on not in NEEDLES:
-        raise ConfigError(f"--on {given.on!r}: choose one of {', '.join(NEEDLES)}")
+    if given.on not in NEEDLES + FILES:
+        raise ConfigError(f"--on {given.on!r}: choose one of {', '.join(NEEDLES + FILES)}")
     if not given.modes or any(mode not in MODES for mode in given.modes):
         raise ConfigError(f"--modes {','.join(given.modes)!r}: choose from {', '.join(MODES)}")
 
 
 def _documents(given: FidelityCall) -> Callable[[Runtime], Sequence[Document]]:
+    """What makes the documents, once there is a model to count their tokens."""
+    from agent_memory.evaluate.fidelity.asking import encoder
+    from agent_memory.evaluate.fidelity.conversations import ConversationOptions, leval_documents, locomo_documents
     from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
+    from agent_memory.evaluate.fidelity.passages import PassageOptions, lead_of, passages
 
     def make(runtime: Runtime) -> list[Document]:
-        length = given.length or runtime.window * 3 // 4
-        options = NeedleOptions(given.on, length, given.facts or 8, given.haystack, given.keys, given.max_new_tokens or 48, given.seed)
-        source = NeedleDocuments(options, lambda text: len(runtime.tokenizer.encode(text, add_special_tokens=False)))
-        return [source.make(number) for number in range(given.samples or 8)]
+        encode = encoder(runtime)
+        length = given.length or runtime.attachment.window * 3 // 4
+        if given.on in NEEDLES:
+            options = NeedleOptions(given.on, length, given.facts or 8, given.haystack, given.keys, given.max_new_tokens or 48, given.seed)
+            source = NeedleDocuments(options, lambda text: len(encode(text)))
+            return [source.make(number) for number in range(given.samples or 8)]
+        if given.on == "loss":
+            wanted = PassageOptions(given.files, length, given.scored or 1024, given.samples or 8, given.seed)
+            return passages(wanted, encode, lead_of(runtime.tokenizer))
+        asked = ConversationOptions(given.files, length, given.samples or 32, given.seed, given.max_new_tokens)
+        if given.on == "locomo":
+            return locomo_documents(asked, lambda text: len(encode(text)))
+        return leval_documents(asked, runtime.tokenizer)
 
     return make
-
-
-def _line(report: Mapping[str, Any]) -> None:
-    """One line a finished document, with the running figures."""
-    parts = []
-    for method, modes in report["methods"].items():
-        for mode, row in modes.items():
-            parts.append(f"{method} {mode}: dNLL {_signed(row['nll_change'])} kept {row['kept']} lost {row['lost']} won {row['won']}")
-    right = f"full {report['full']['right_answers']} of {report['questions']} right"
-    typer.echo(f"{report['documents']} documents, {right}; " + "; ".join(parts), err=True)
-
-
-def _show(call: Call, report: Mapping[str, Any]) -> None:
-    call.out.print(answers_table(report))
-    full = report["full"]
-    call.out.print(
-        f"{report['model']}, window {report['window']:,}, documents of {report['length']:,} tokens; "
-        f"full attention: {full['right_answers']} of {report['questions']} right, NLL {full['nll']['value']:.3f}",
-        markup=False,
-    )
-
-
-def answers_table(report: Mapping[str, Any]) -> Table:
-    """Paired figures of every method and mode."""
-    headings = ("memory", "dNLL", "95%", "dNLL a token", "KL a token", "right", "kept", "lost", "won", "kept share")
-    made = shapes.table("method", *headings, right=headings[1:])
-    for method, modes in report["methods"].items():
-        for mode, row in modes.items():
-            made.add_row(
-                method, mode, _signed(row["nll_change"]), _interval(row["nll_change"]), _signed(row["nll_change_per_token"]),
-                _plain(row["kl_per_token"]), f"{row['kept'] + row['won']} of {row['questions']}", str(row["kept"]), str(row["lost"]),
-                str(row["won"]), _share(row["kept_share"]),
-            )  # fmt: skip
-    return made
-
-
-def _signed(figure: Mapping[str, Any]) -> str:
-    return "-" if figure["value"] is None else f"{figure['value']:+.3f}"
-
-
-def _plain(figure: Mapping[str, Any]) -> str:
-    return "-" if figure["value"] is None else f"{figure['value']:.3f}"
-
-
-def _share(figure: Mapping[str, Any]) -> str:
-    return "-" if figure["value"] is None else f"{figure['value']:.0%}"
-
-
-def _interval(figure: Mapping[str, Any]) -> str:
-    return "-" if figure["interval"] is None else "{:+.3f} to {:+.3f}".format(*figure["interval"])

@@ -31,7 +31,8 @@ ENOUGH = 20
 
 TASK_HELP = (
     "What to measure, separated by commas: needle, multi-key, multi-value, multi-query, near-duplicate, crowd, updated, passkey, "
-    "variable-tracking, aggregation. Or one that reads --file: perplexity, longbench, leval, infinitebench, locomo."
+    "variable-tracking, aggregation. Or one that reads --file: perplexity, longbench, leval, infinitebench, locomo. Or fidelity: how far "
+    "methods are from full attention over the same text."
 )
 
 
@@ -99,23 +100,47 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write, as PNG; with several tasks one each, as NAME-TASK.png.", show_default=False)
     ] = None,
-    on: Annotated[str, typer.Option(help="fidelity: what it is measured on.", rich_help_panel="Fidelity")] = "multi-key",
-    modes: Annotated[
-        str, typer.Option(help="Memory made by full attention and only read, or made through the method.", rich_help_panel="Fidelity")
-    ] = "read,made",
-    keys: Annotated[str, typer.Option(help="Words facts are about: a list by name, or a file.", rich_help_panel="Fidelity")] = "cities",
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply.", min=1, rich_help_panel="Fidelity")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder that keeps memories of full attention.", rich_help_panel="Fidelity")] = None,
+    on: Annotated[str, typer.Option(help=fidelity_command.ON_HELP, rich_help_panel="Fidelity")] = "multi-key",
+    modes: Annotated[str, typer.Option(help=fidelity_command.MODES_HELP, rich_help_panel="Fidelity")] = "read,made",
+    keys: Annotated[
+        str, typer.Option(help="Words that facts are about: animals, cities, foods, jobs, words, or a file.", rich_help_panel="Fidelity")
+    ] = "cities",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longest reply.", min=1, show_default="48; of a benchmark its own", rich_help_panel="Fidelity"),
+    ] = None,
+    scored: Annotated[
+        int | None, typer.Option(help="loss: last tokens of a text.", min=1, show_default="1,024", rich_help_panel="Fidelity")
+    ] = None,
+    mass: Annotated[bool, typer.Option(help=fidelity_command.MASS_HELP, rich_help_panel="Fidelity")] = True,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps memories of full attention.", show_default="the user's", rich_help_panel="Fidelity"),
+    ] = None,
 ) -> None:
     """Measure how well each method finds what was said long ago."""
     from agent_memory.evaluate.run import EvalOptions, make_tasks, run_tasks
 
     if task == "fidelity":
-        length = None if lengths is None else _one_length(lengths)
         fidelity_command.evaluate_fidelity(
             call,
             fidelity_command.FidelityCall(
-                on, _methods(method), _parts(modes), length, samples, depths, seed, haystack, keys, max_new_tokens, cache, resume
+                on=on,
+                methods=_methods(method),
+                modes=_parts(modes),
+                length=None if lengths is None else _one_length(lengths),
+                samples=samples,
+                facts=depths,
+                seed=seed,
+                files=tuple(file or ()),
+                haystack=haystack,
+                keys=keys,
+                max_new_tokens=max_new_tokens,
+                scored=scored,
+                mass=mass,
+                cache=cache,
+                resume=resume,
+                plot=plot,
             ),
         )
         return

@@ -1,11 +1,13 @@
-"""Asking on a fork: the gold answer forced token by token along the path of a real reply, and the reply the model gives by itself.
+"""Asking on a fork: a gold answer forced token by token along the path of a real reply and the reply the model gives by itself, or how
+a text goes on, scored token by token.
 
-Knows Sessions and transformers' logits processors; does not know where memory is from or what the losses are compared with.
+Knows Sessions, logits and transformers' logits processors; does not know where memory is from or what the losses are compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ...conversation import HISTORY_SEEN
 from ...runtime import Runtime
 from ...session import Session
+from ...types import Message
 from ..fork import asked_on_a_fork
-from .documents import Question
+from .documents import Continuation, Document, Encode, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,8 @@ class ForcedTokens(LogitsProcessor):
         return forced
 
 
-def ask(runtime: Runtime, session: Session, question: Question, name: str) -> Asked:
-    """Ask one question, once with the gold answer forced and once freely.
-
-    The free reply is left out where the forced one shows that it would be the gold answer, and nothing but ``expected`` judges it.
+def ask(runtime: Runtime, session: Session, question: Question | Continuation, name: str) -> Asked:
+    """Ask one question, or score how a text goes on.
 
     Args:
         runtime: that opened the session.
@@ -70,11 +72,23 @@ def ask(runtime: Runtime, session: Session, question: Question, name: str) -> As
         question: what is asked.
         name: of the forks, which are dropped.
     """
+    if isinstance(question, Continuation):
+        return _scored(runtime, session, question, name)
+    return _answered(runtime, session, question, name)
 
-    def encode(text: str) -> list[int]:
-        return list(runtime.tokenizer.encode(text, add_special_tokens=False))
 
-    ids, counted = question.tokens(encode)
+def encoder(runtime: Runtime) -> Encode:
+    """Token ids of texts as the model counts them."""
+    return lambda text: list(runtime.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _answered(runtime: Runtime, session: Session, question: Question, name: str) -> Asked:
+    """One question, once with the gold answer forced and once freely.
+
+    The free reply is left out where the forced one shows that it would be the gold answer, and nothing but ``expected`` judges it.
+    """
+
+    ids, counted = question.tokens(encoder(runtime))
     forced = ForcedTokens(ids, counted)
     with asked_on_a_fork(runtime, session, name) as child:
         child.append("user", question.text, prefill=False)
@@ -86,6 +100,14 @@ def ask(runtime: Runtime, session: Session, question: Question, name: str) -> As
     with asked_on_a_fork(runtime, session, name) as child:
         child.append("user", question.text, prefill=False)
         return Asked(nll, rows, _reply(child, question))
+
+
+def prompt_ids(runtime: Runtime, document: Document, question: Question) -> list[int]:
+    """Ids that follow a document when a question is asked and a reply wanted, as a Session commits and feeds them."""
+    told = [Message(role, text) for role, text in document.messages][-HISTORY_SEEN:]
+    asked = Message("user", question.text)
+    ids = runtime.chat.append(asked, previous=told, system=document.system)
+    return ids + runtime.chat.generation_prompt(previous=[*told, asked][-HISTORY_SEEN:], system=document.system)
 
 
 def _exhaust(session: Session, **options: Any) -> None:
@@ -102,6 +124,33 @@ def _reply(session: Session, question: Question) -> str:
             pieces.close()
             break
     return said
+
+
+def _scored(runtime: Runtime, session: Session, question: Continuation, name: str) -> Asked:
+    """Each token after all before it, choosing for itself, as those of a reply do; see ``Runtime.score``."""
+    with asked_on_a_fork(runtime, session, name) as child:
+        start = child.tokens
+        append_ids(child, question.ids)
+        stop = child.tokens
+        with _seen_logits(runtime) as rows:
+            nll = child.engine.losses(range(start + 1, stop), alone=start + 1)
+        return Asked(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], "")
+
+
+def append_ids(session: Session, ids: Sequence[int]) -> None:
+    """Commit token ids as they are, without a chat template around them."""
+    session.timeline.append_turn("user", "", ids, chain="")
+
+
+@contextmanager
+def _seen_logits(runtime: Runtime) -> Iterator[list[Tensor]]:
+    """Log-probabilities fp32 ``[tokens, vocabulary]`` on the CPU of every forward of the model that makes logits, in order."""
+    rows: list[Tensor] = []
+    hook = runtime.model.register_forward_hook(lambda *seen: rows.append(torch.log_softmax(seen[-1].logits[0].float(), -1).cpu()))
+    try:
+        yield rows
+    finally:
+        hook.remove()
 
 
 def divergence(full: Tensor, method: Tensor) -> Tensor:

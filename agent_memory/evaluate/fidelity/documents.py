@@ -1,4 +1,4 @@
-"""What is measured: documents, and questions about them with their gold answers.
+"""What is measured: documents that become memory, and what is asked about them with its gold answer.
 
 Knows texts and token ids; does not know models, Sessions or methods.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from os.path import commonprefix
 from typing import Any
 
@@ -20,6 +20,16 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
+class BenchmarkMetric:
+    """A public benchmark's own metric of a reply, and what it reads beside it (see ``benchmarks.base.Item``)."""
+
+    benchmark: str
+    name: str
+    answers: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One question, asked in a user message on a fork of its own.
 
@@ -27,10 +37,10 @@ class Question:
         text: as it is asked.
         answer: the gold answer, whose tokens' losses are compared.
         prefix: what a reply says before the answer (RULER's answer prefix); it is forced too, but not counted.
-        expected: texts that a right reply contains, all of them.
+        expected: texts that a right reply contains, all of them; of benchmarks none.
         max_new_tokens: longest free reply.
-        depth: where in the document the first fact it asks for lies, from 0 to 1; None where that means nothing.
-        metric: a benchmark's metric and what it reads, as ``Item`` has them; None counts ``expected`` only.
+        depth: where in the document the first fact it asks for lies, from 0 to 1; None where that is not known.
+        metric: judges the reply; None judges it by ``expected``.
     """
 
     text: str
@@ -39,7 +49,7 @@ class Question:
     expected: tuple[str, ...] = ()
     max_new_tokens: int = 48
     depth: float | None = None
-    metric: Mapping[str, Any] | None = None
+    metric: BenchmarkMetric | None = None
 
     @property
     def whole(self) -> str:
@@ -71,25 +81,43 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a text goes on after a document of plain text: token ids, each scored after all before it.
+
+    Attributes:
+        ids: the first of them is not scored: it is the last that is read before.
+    """
+
+    ids: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """A digest of it."""
+        return digest(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """A text that becomes memory, and what is asked about it.
+    """What becomes memory, and what is asked about it.
 
     Attributes:
         name: for people.
-        pieces: role and text of each message, in order.
-        questions: about it.
+        messages: role and text of each, in order.
+        questions: each asked on a fork of its own.
         system: system prompt; None is the template's own.
+        ids: token ids of plain text, instead of messages.
     """
 
     name: str
-    pieces: tuple[tuple[Role, str], ...]
-    questions: tuple[Question, ...] = field(default=())
+    messages: tuple[tuple[Role, str], ...] = ()
+    questions: tuple[Question | Continuation, ...] = ()
     system: str | None = None
+    ids: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
         """A digest of its text; what is asked about it does not change the memory."""
-        return digest([self.system, self.pieces])
+        return digest([self.system, self.messages, self.ids])
 
 
 def digest(facts: Any) -> str:

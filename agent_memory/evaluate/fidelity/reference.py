@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .asking import Asked
-from .documents import Document, Question
+from .documents import Continuation, Document, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Truths:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, document: Document, question: Question) -> Truth | None:
+    def get(self, document: Document, question: Question | Continuation) -> Truth | None:
         """The one that is kept, if there is one."""
         return _read(self._file(document, question))
 
-    def keep(self, document: Document, question: Question, asked: Asked) -> Truth:
+    def keep(self, document: Document, question: Question | Continuation, asked: Asked) -> Truth:
         """What was asked just now, which is kept from now on."""
         truth = Truth.of(asked)
         _write(self._file(document, question), truth)
@@ -64,7 +64,7 @@ class Truths:
         """Whether every question about a document has one."""
         return all(self._file(document, question).exists() for question in document.questions)
 
-    def _file(self, document: Document, question: Question) -> Path:
+    def _file(self, document: Document, question: Question | Continuation) -> Path:
         return self._folder / document.key / f"{question.key}.npz"
 
 

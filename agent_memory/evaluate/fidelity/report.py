@@ -10,78 +10,115 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..statistics import bootstrap_ratio
-from .rows import Mode, Outcome, Row
-
-Rows = Sequence[Mapping[tuple[str, Mode], Row]]
-"""Of each document that is done, its rows by method and mode."""
+from .loss_report import SLIDING_WINDOW, by_position, gap_closed
+from .mass_report import summarize_mass
+from .measuring import Measured
+from .rows import Answers, Mode, Outcome, Row
 
 Number = Callable[[Outcome], float]
 
 
-def summarize(facts: Mapping[str, Any], done: Rows, seed: int = 0) -> dict[str, Any]:
+def summarize(facts: Mapping[str, Any], done: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
     """The JSON object of a measurement.
 
     Args:
         facts: of model and documents.
-        done: rows of every document, each with the same methods and modes.
+        done: what was measured of every document, each with the same methods and modes.
         seed: of the intervals.
     """
-    names = list(done[0]) if done else []
+    names = list(done[0].rows) if done else []
     methods: dict[str, dict[str, Any]] = {}
     for method, mode in names:
-        methods.setdefault(method, {})[mode] = figures([row[method, mode] for row in done], seed)
+        found = [one.rows[method, mode] for one in done]
+        methods.setdefault(method, {})[mode] = figures(found, seed) | _of_text(done, found, mode, seed)
     rows = [
         {"document": row.document, "method": method, "mode": mode, "question": number, **_shown(outcome)}
-        for document in done
-        for (method, mode), row in document.items()
+        for one in done
+        for (method, mode), row in one.rows.items()
         for number, outcome in enumerate(row.outcomes)
     ]
-    first = [document[names[0]] for document in done] if names else []
-    questions = sum(len(row.outcomes) for row in first)
+    first = [one.rows[names[0]] for one in done] if names else []
+    weighed = {method: summarize_mass([one.mass[method] for one in done], seed) for method in (done[0].mass if done else ())}
     return {
-        "task": "fidelity", **facts, "documents": len(done), "questions": questions, "full": _full(first, seed),
-        "methods": methods, "rows": rows,
+        "task": "fidelity", **facts, "documents": len(done), "questions": sum(len(row.outcomes) for row in first),
+        "full": _full(first, seed), "methods": methods, "mass": weighed, "rows": rows,
     }  # fmt: skip
 
 
 def figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     """One method's figures in one mode. Each ``{"value", "interval"}``; the interval is None for fewer than two documents."""
-
-    def ratio(part: Number, whole: Number = lambda _: 1.0) -> dict[str, Any]:
-        return _ratio(rows, part, whole, seed)
-
+    losses = {
+        "nll_change": _ratio(rows, lambda one: one.nll_change, seed=seed),
+        "nll_change_per_token": _ratio(rows, lambda one: one.nll_change, _tokens, seed),
+        "nll": _ratio(rows, lambda one: math.fsum(one.nll), seed=seed),
+        "nll_per_token": _ratio(rows, lambda one: math.fsum(one.nll), _tokens, seed),
+        "kl_per_token": _ratio(rows, lambda one: math.fsum(one.kl), _tokens, seed),
+    }
     outcomes = [outcome for row in rows for outcome in row.outcomes]
+    counts = {"questions": len(outcomes), "tokens": sum(map(_tokens, outcomes))}
+    answered = _answered(rows, seed) if any(outcome.answers is not None for outcome in outcomes) else {}
+    return {**counts, **losses, **answered, "seconds": round(math.fsum(row.seconds for row in rows), 1)}
+
+
+def _of_text(done: Sequence[Measured], rows: Sequence[Row], mode: Mode, seed: int) -> dict[str, Any]:
+    """Figures of continuations of text."""
+    if any(outcome.answers is not None for row in rows for outcome in row.outcomes):
+        return {}
+    windows = [method for method, other in done[0].rows if other == mode and method.startswith(SLIDING_WINDOW)]
+    sliding = {method: [one.rows[method, mode] for one in done] for method in windows}
+    return {"by_position": by_position(rows), "gap_closed": gap_closed(rows, sliding, seed)}
+
+
+def _answered(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """Figures of free replies."""
+
+    def ratio(part: Callable[[Answers], float], whole: Callable[[Answers], float] = lambda _: 1.0) -> dict[str, Any]:
+        return _ratio(rows, _of_answers(part), _of_answers(whole), seed)
+
+    given = [outcome.answers for row in rows for outcome in row.outcomes if outcome.answers is not None]
     return {
-        "questions": len(outcomes),
-        "tokens": sum(len(outcome.nll) for outcome in outcomes),
-        "nll_change": ratio(lambda one: math.fsum(one.nll) - math.fsum(one.nll_full)),
-        "nll_change_per_token": ratio(lambda one: math.fsum(one.nll) - math.fsum(one.nll_full), lambda one: len(one.nll)),
-        "nll": ratio(lambda one: math.fsum(one.nll)),
-        "kl_per_token": ratio(lambda one: math.fsum(one.kl), lambda one: len(one.nll)),
         "right": ratio(lambda one: one.right),
         "right_change": ratio(lambda one: one.right - one.right_full),
         "kept_share": ratio(lambda one: one.right and one.right_full, lambda one: one.right_full),
-        "kept": sum(one.right and one.right_full for one in outcomes),
-        "lost": sum(one.right_full and not one.right for one in outcomes),
-        "won": sum(one.right and not one.right_full for one in outcomes),
+        "kept": sum(one.right and one.right_full for one in given),
+        "lost": sum(one.right_full and not one.right for one in given),
+        "won": sum(one.right and not one.right_full for one in given),
         "score": ratio(lambda one: one.score),
         "score_change": ratio(lambda one: one.score - one.score_full),
-        "seconds": round(math.fsum(row.seconds for row in rows), 1),
     }
 
 
 def _full(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     """What full attention itself gives."""
+    given = [outcome.answers for row in rows for outcome in row.outcomes if outcome.answers is not None]
+    losses = {
+        "nll": _ratio(rows, lambda one: math.fsum(one.nll_full), seed=seed),
+        "nll_per_token": _ratio(rows, lambda one: math.fsum(one.nll_full), _tokens, seed),
+    }
+    if not given:
+        return losses
     return {
-        "nll": _ratio(rows, lambda one: math.fsum(one.nll_full), lambda _: 1.0, seed),
-        "nll_per_token": _ratio(rows, lambda one: math.fsum(one.nll_full), lambda one: len(one.nll_full), seed),
-        "right": _ratio(rows, lambda one: one.right_full, lambda _: 1.0, seed),
-        "right_answers": sum(one.right_full for row in rows for one in row.outcomes),
-        "score": _ratio(rows, lambda one: one.score_full, lambda _: 1.0, seed),
+        **losses,
+        "right": _ratio(rows, _of_answers(lambda one: one.right_full), seed=seed),
+        "right_answers": sum(one.right_full for one in given),
+        "score": _ratio(rows, _of_answers(lambda one: one.score_full), seed=seed),
     }
 
 
-def _ratio(rows: Sequence[Row], part: Number, whole: Number, seed: int) -> dict[str, Any]:
+def _of_answers(number: Callable[[Answers], float]) -> Number:
+    return lambda outcome: 0.0 if outcome.answers is None else number(outcome.answers)
+
+
+def _tokens(outcome: Outcome) -> int:
+    return len(outcome.nll)
+
+
+def _one(_: Outcome) -> float:
+    return 1.0
+
+
+def _ratio(rows: Sequence[Row], part: Number, whole: Number = _one, seed: int = 0) -> dict[str, Any]:
+    """Sum of parts by sum of wholes, over all questions."""
     parts = [math.fsum(part(one) for one in row.outcomes) for row in rows]
     wholes = [math.fsum(whole(one) for one in row.outcomes) for row in rows]
     if not math.fsum(wholes):
@@ -91,7 +128,7 @@ def _ratio(rows: Sequence[Row], part: Number, whole: Number, seed: int) -> dict[
 
 
 def _shown(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "depth": outcome.depth, "nll_change": math.fsum(outcome.nll) - math.fsum(outcome.nll_full), "kl": math.fsum(outcome.kl),
-        "right": outcome.right, "right_full": outcome.right_full, "reply": outcome.reply,
-    }  # fmt: skip
+    """One question for people, and for pictures."""
+    facts = {"depth": outcome.depth, "nll_change": outcome.nll_change, "kl": math.fsum(outcome.kl)}
+    given = outcome.answers
+    return facts if given is None else {**facts, "right": given.right, "right_full": given.right_full, "reply": given.reply}

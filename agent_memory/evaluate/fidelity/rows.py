@@ -14,33 +14,52 @@ from typing import Any, Literal
 
 from ..json_lines import JsonLines
 
+FIGURES = ("queries", "available", "chosen", "oracle")
+"""What is summed of mass; see ``MassTally``."""
+
 Mode = Literal["read", "made"]
 """``read``: memory made by full attention, and only read by the method. ``made``: made through the method, as in a real Session."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One question under one method, beside the truth.
+class Answers:
+    """The free replies to one question.
 
     Attributes:
-        nll: negative log-likelihood of the gold answer's tokens, nats.
-        nll_full: the same under full attention.
-        kl: KL divergence of the next-token distributions, KL(full || method), of each of these tokens, nats.
-        right, right_full: whether the reply contains all that is expected.
-        score, score_full: a benchmark's own metric of the reply, from 0 to 1; of needles the share of values that it contains.
-        reply: what was said.
-        depth: where in the document the fact lies.
+        right, right_full: whether the method's is right, and full attention's.
+        score, score_full: a benchmark's own metric, from 0 to 1; of needles the share of values that a reply contains.
+        reply: the method's.
     """
 
-    nll: Sequence[float]
-    nll_full: Sequence[float]
-    kl: Sequence[float]
     right: bool
     right_full: bool
     score: float
     score_full: float
     reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One question, or one continuation of a text, under one method, beside full attention.
+
+    Attributes:
+        nll: negative log-likelihood of each gold token, nats.
+        nll_full: the same under full attention.
+        kl: KL divergence of the next-token distributions, KL(full || method), at each gold token, nats.
+        depth: where in the document the first fact lies that is asked for; None where that is not known.
+        answers: the free replies; None of a continuation.
+    """
+
+    nll: Sequence[float]
+    nll_full: Sequence[float]
+    kl: Sequence[float]
     depth: float | None
+    answers: Answers | None
+
+    @property
+    def nll_change(self) -> float:
+        """How much less likely the gold tokens became, in nats, summed over them."""
+        return math.fsum(self.nll) - math.fsum(self.nll_full)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +69,15 @@ class Row:
     document: str
     tokens: int
     outcomes: tuple[Outcome, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MassRow:
+    """How much of full attention's mass a method's choices hold in one document: ``MassTally.to_dict``; None where there are none."""
+
+    document: str
+    mass: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] | None
     seconds: float
 
 
@@ -65,11 +93,15 @@ class Rows:
 
     def __init__(self, file: Path | None) -> None:
         self._rows: dict[str, Row] = {}
+        self._mass: dict[str, MassRow] = {}
         self._lines = JsonLines(
             file, self._take, "this is no row of eval fidelity; name a file that it wrote, or one that does not exist yet"
         )
 
     def _take(self, line: Any) -> None:
+        if "mass" in line:
+            self._mass[_mark(line["key"])] = MassRow(str(line["document"]), _mass(line["mass"]), float(line["seconds"]))
+            return
         outcomes = tuple(_outcome(given) for given in line["outcomes"])
         self._rows[_mark(line["key"])] = Row(str(line["document"]), int(line["tokens"]), outcomes, float(line["seconds"]))
 
@@ -77,9 +109,16 @@ class Rows:
         """The row of that key."""
         return self._rows.get(_mark(key))
 
-    def keep(self, key: Mapping[str, Any], row: Row) -> None:
+    def mass(self, key: Mapping[str, Any]) -> MassRow | None:
+        """The masses of that key."""
+        return self._mass.get(_mark(key))
+
+    def keep(self, key: Mapping[str, Any], row: Row | MassRow) -> None:
         """Add a row, written through at once."""
-        self._rows[_mark(key)] = row
+        if isinstance(row, Row):
+            self._rows[_mark(key)] = row
+        else:
+            self._mass[_mark(key)] = row
         self._lines.add({"key": dict(key), **asdict(row)})
 
 
@@ -88,8 +127,19 @@ def _mark(key: Mapping[str, Any]) -> str:
 
 
 def _outcome(given: Mapping[str, Any]) -> Outcome:
-    found = Outcome(**given)
+    answers = given["answers"]
+    found = Outcome(**{**given, "answers": None if answers is None else Answers(**answers)})
     rows = (found.nll, found.nll_full, found.kl)
     if len({len(row) for row in rows}) != 1 or not all(isinstance(value, float) and math.isfinite(value) for row in rows for value in row):
         raise ValueError("losses that are no numbers")
     return found
+
+
+def _mass(given: Any) -> Any:
+    """Masses as they were kept."""
+    if given is not None:
+        for figures in given.values():
+            numbers = [value for rows in figures.values() for row in rows for value in row]
+            if set(figures) != set(FIGURES) or not all(isinstance(value, float) and math.isfinite(value) for value in numbers):
+                raise ValueError("masses that are no numbers")
+    return given

@@ -6,6 +6,7 @@ with, it is done here.
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from ...memory.sizes import parse_size
 from ...runtime import Runtime
 from ...session import Session
 from ...types import Budget, KVLayout
+from .asking import append_ids
 from .documents import Document, digest
 
 MakeRuntime = Callable[..., Runtime]
@@ -63,9 +65,8 @@ class Memories:
         if method != FULL and document.key not in self._whole:
             with self.by_full_attention(document, progress=progress):
                 pass
-        with self._make(method=method, store=self.cache / "store", budget=self._budget) as runtime:
-            namespace = digest(runtime.model_id.to_dict())
-            session = self._opened(runtime, document.key, namespace)
+        with self._runtime(method, self.cache / "store") as runtime:
+            session = _reinterpreted(runtime, document.key, digest(runtime.model_id.to_dict()))
             try:
                 _drop_forks(runtime, session)
                 if method == FULL:
@@ -75,28 +76,39 @@ class Memories:
             finally:
                 session.close(keep=method == FULL)  # another method must leave the memory as full attention made it
 
-    @staticmethod
-    def _opened(runtime: Runtime, name: str, namespace: str) -> Session:
-        return runtime.session(name, namespace, timeout=PATIENCE)
-
     @contextmanager
     def by_method(
         self, document: Document, method: str, progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Runtime, Session]]:
         """The document's memory as a Session of the method makes it, dropped in the end."""
-        self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="made-", dir=self.cache) as folder:
-            with self._make(method=method, store=Path(folder) / "store", budget=self._budget) as runtime:
-                with runtime.session(document.key) as session:
-                    _fill(session, document, progress)
-                    yield runtime, session
+            with self._runtime(method, Path(folder) / "store") as runtime, runtime.session(document.key) as session:
+                _fill(session, document, progress)
+                yield runtime, session
+
+    @contextmanager
+    def _runtime(self, method: str, store: Path) -> Iterator[Runtime]:
+        try:
+            with self._make(method=method, store=store, budget=self._budget) as runtime:
+                yield runtime
+        finally:
+            del runtime
+            gc.collect()  # Sessions are in cycles with what they were made of; gigabytes of keys would wait for the next collection
+
+
+def _reinterpreted(runtime: Runtime, name: str, namespace: str) -> Session:
+    """A Session of the cache, whatever method it was made with."""
+    return runtime.session(name, namespace, timeout=PATIENCE)
 
 
 def _fill(session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
     """Append what a Session does not hold yet: an earlier run may have been stopped half-way."""
-    session.configure(system=document.system) if document.system is not None else None
+    if document.ids and not session.tokens:
+        append_ids(session, document.ids)
+    if document.system is not None:
+        session.configure(system=document.system)
     held = sum(not turn.meta.get("head") for turn in session.turns())
-    for role, text in document.pieces[held:]:
+    for role, text in document.messages[held:]:
         session.append(role, text, prefill=False)
     session.prefill(progress)
 

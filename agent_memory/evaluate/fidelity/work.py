@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .documents import Document, Question
+from .documents import Continuation, Document, Question
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,11 +51,18 @@ class Work:
             self._tell(min(self._total, self._done + min(self._size, self._filled + self._asked)), self._total, self._what)
 
 
-def asking_work(question: Question) -> int:
-    """Of the forced and the free reply to a question."""
+def asking_work(question: Question | Continuation) -> int:
+    """Of the forced and the free reply to a question, or of scoring a text."""
+    if isinstance(question, Continuation):
+        return REPLY_WORK * len(question.ids)
     return REPLY_WORK * (len(question.whole) // 3 + question.max_new_tokens // 2)
 
 
 def document_work(document: Document, tokens: int, made: bool) -> int:
     """Of asking every question about a document, and of making its memory before."""
     return sum(map(asking_work, document.questions)) + (tokens if made else 0)
+
+
+def mass_work(document: Document) -> int:
+    """Of weighing choices; about as much as asking."""
+    return sum(map(asking_work, document.questions[:2]))
