@@ -163,7 +163,7 @@ def evaluate(
     tasks = make_tasks(_parts(task), style)
     call.quiet_libraries()
     with call.progress(scaled=True) as show:
-        reports = run_tasks(measuring_runtimes(call), tasks, options, show)
+        reports = run_tasks(measuring_runtimes(call), tasks, options, show, call.note)
     _draw(reports, plot)
     payload = reports[0] if len(reports) == 1 else {"tasks": reports}
     call.answer(payload, lambda: _show(call, reports, options))

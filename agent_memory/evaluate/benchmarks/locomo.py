@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,17 @@ def _days(sample: Row) -> tuple[Day, ...]:
     """The days of a conversation in the order of their numbers; those without words are left out."""
     talk = row_of(sample.get("conversation", dict), f"{sample.place}, conversation", sample.number, sample.format)
     numbers = sorted(int(key.split("_")[1]) for key in talk.data if re.fullmatch(r"session_\d+", key))
-    opening, days = _OPENING.format(talk.text("speaker_a"), talk.text("speaker_b")), list[Day]()
+    days: list[Day] = []
     for number in numbers:
         turns = list(talk.rows(f"session_{number}"))
         if turns:
             heading = f"\nDATE: {talk.text(f'session_{number}_date_time')}\nCONVERSATION:\n"
             lines = tuple((str(turn.data.get("dia_id", f"D{number}:{turn.number}")), _line(turn)) for turn in turns)
-            days.append(Day(heading if days else opening + heading, lines))
+            days.append(Day(heading, lines))
     if not days:
         raise talk.wrong(f"key 'session_1' is missing or empty; found are {', '.join(sorted(talk.data)) or 'no keys'}")
-    return tuple(days)
+    opening = _OPENING.format(talk.text("speaker_a"), talk.text("speaker_b"))
+    return (replace(days[0], heading=opening + days[0].heading), *days[1:])
 
 
 def _line(turn: Row) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from ...runtime import Runtime
 from ...session import Session
+from ..work import Work
 from .asking import Asked, ask, divergence, encoder, prompt_ids
 from .documents import Continuation, Document, Question, digest
 from .mass import MassTally, opened_probe
@@ -22,7 +23,7 @@ from .reference import Truth, Truths
 from .rows import Answers, MassRow, Mode, Outcome, Row, Rows
 from .runtimes import Memories
 from .scoring import right, score
-from .work import Work, asking_work, document_work, mass_work
+from .work import asking_work, document_work, mass_work
 
 MASS_QUESTIONS = 2
 """Questions of a document whose answers' choices are weighed."""
@@ -97,12 +98,15 @@ class Measuring:
 
     def _measure(self, document: Document, size: int, method: str, mode: Mode) -> Row:
         truths, outcomes, started = self._truths_of(document, size), list[Outcome](), time.perf_counter()
-        self.work.begin(document_work(document, size, mode == "made"), f"{document.name}: {method}, {mode}")
-        opened = self._memories.by_full_attention if mode == "read" else self._memories.by_method
-        with opened(document, method, self.work.filled) as (runtime, session):
+        made = mode == "made"
+        self.work.begin(document_work(document, size, made), f"{document.name}: {method}, {mode}")
+        opened = self._memories.by_method if made else self._memories.by_full_attention
+        with opened(document, method, self.work.reached) as (runtime, session):
+            asked = size if made else 0
             for number, (question, truth) in enumerate(zip(document.questions, truths, strict=True)):
                 outcomes.append(_outcome(question, truth, ask(runtime, session, question, f"{session.name}/{number}")))
-                self.work.asked(asking_work(question))
+                asked += asking_work(question)
+                self.work.reached(asked)
         self.work.end()
         return Row(document.name, size, tuple(outcomes), round(time.perf_counter() - started, 2))
 
@@ -111,12 +115,14 @@ class Measuring:
         found = [self._truths.get(document, question) for question in document.questions]
         if None in found:
             self.work.begin(document_work(document, size, True), f"{document.name}: full attention")
-            with self._memories.by_full_attention(document, progress=self.work.filled) as (runtime, session):
+            with self._memories.by_full_attention(document, progress=self.work.reached) as (runtime, session):
+                asked = size
                 for number, question in enumerate(document.questions):
                     if found[number] is None:
-                        asked = ask(runtime, session, question, f"{session.name}/{number}")
-                        found[number] = self._truths.keep(document, question, asked)
-                    self.work.asked(asking_work(question))
+                        answered = ask(runtime, session, question, f"{session.name}/{number}")
+                        found[number] = self._truths.keep(document, question, answered)
+                    asked += asking_work(question)
+                    self.work.reached(asked)
             self.work.end()
         return [truth for truth in found if truth is not None]
 

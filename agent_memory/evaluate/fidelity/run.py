@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ...plans import named_choosers
 from ...runtime import Runtime
 from ...types import Budget
+from ..work import Progress, Work
 from .asking import encoder
 from .documents import Continuation, Document, Question, digest
 from .measuring import Measured, Measuring
@@ -23,7 +24,6 @@ from .reference import Truths
 from .report import summarize
 from .rows import Mode, Rows
 from .runtimes import FULL, MakeRuntime, Memories, roomy
-from .work import Progress, Work
 
 MakeDocuments = Callable[[Runtime], Sequence[Document]]
 """Documents for a model, in the order they are measured in."""

@@ -30,6 +30,9 @@ PATIENCE = 3600.0
 SPARE_TOKENS = 4096
 """Tokens beside a document that the device Tier has room for: questions, replies, Blocks that wait to be saved."""
 
+COLLECTED_BYTES = 1 << 30
+"""Bytes that Tiers of closed Runtimes may hold before they are collected."""
+
 FULL = "full"
 
 
@@ -56,6 +59,7 @@ class Memories:
     def __init__(self, make_runtime: MakeRuntime, cache: Path, budget: Budget) -> None:
         self._make, self.cache, self._budget = make_runtime, cache, budget
         self._whole: set[str] = set()
+        self._closed_bytes = 0
 
     @contextmanager
     def by_full_attention(
@@ -88,12 +92,13 @@ class Memories:
 
     @contextmanager
     def _runtime(self, method: str, store: Path) -> Iterator[Runtime]:
-        try:
-            with self._make(method=method, store=store, budget=self._budget) as runtime:
-                yield runtime
-        finally:
-            del runtime
-            gc.collect()  # Sessions are in cycles with what they were made of; gigabytes of keys would wait for the next collection
+        with self._make(method=method, store=store, budget=self._budget) as runtime:
+            yield runtime
+        del runtime
+        self._closed_bytes += parse_size(self._budget.device)
+        if self._closed_bytes > COLLECTED_BYTES:
+            gc.collect()  # a Session's keys and values are in a cycle with what reads them, and would wait for Python's next collection
+            self._closed_bytes = 0
 
 
 def _reinterpreted(runtime: Runtime, name: str, namespace: str) -> Session:
