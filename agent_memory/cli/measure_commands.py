@@ -128,7 +128,7 @@ def evaluate(
                 on=on,
                 methods=_methods(method),
                 modes=_parts(modes),
-                length=None if lengths is None else _one_length(lengths),
+                length=None if lengths is None else _one_length(lengths, "fidelity measures documents"),
                 samples=samples,
                 facts=depths,
                 seed=seed,
@@ -184,10 +184,10 @@ def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions
     call.answer(report, people)
 
 
-def _one_length(written: str) -> int:
+def _one_length(written: str, what: str = "perplexity reads texts") -> int:
     lengths = _lengths(written)
     if len(lengths) != 1:
-        raise ConfigError(f"--lengths {written!r}: perplexity reads texts of one length")
+        raise ConfigError(f"--lengths {written!r}: {what} of one length")
     return lengths[0]
 
 

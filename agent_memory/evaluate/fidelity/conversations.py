@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, repeat
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,8 @@ def _question(item: Item, benchmark: str, options: ConversationOptions, depth: f
 
 def as_user(texts: Iterable[str]) -> tuple[tuple[Role, str], ...]:
     """Texts as messages of the user."""
-    return tuple(zip(repeat[Role]("user"), texts, strict=False))
+    user: Role = "user"
+    return tuple((user, text) for text in texts)
 
 
 def _drawn(fitting: list[tuple[int, _Asked]], options: ConversationOptions) -> list[tuple[int, _Asked]]:

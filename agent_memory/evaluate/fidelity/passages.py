@@ -21,6 +21,9 @@ TEXT_KEYS = ("input", "context", "text")
 CHARACTERS = 12
 """Characters of a text that are read for each token wanted."""
 
+TRIES = 8
+"""Draws for each passage that is wanted: the same one does not count twice."""
+
 
 @dataclass(frozen=True, slots=True)
 class PassageOptions:
@@ -30,7 +33,7 @@ class PassageOptions:
         files: UTF-8 text, each one text; or ``.jsonl`` with a text a line.
         length: tokens of a passage, the scored ones with them.
         scored: last tokens of each that are scored.
-        passages: how many, from texts in turn; each begins at a random line.
+        passages: how many, from texts in turn, each from a random line on; fewer where texts have no more lines to begin at.
         seed: of everything random.
     """
 
@@ -62,14 +65,16 @@ def passages(options: PassageOptions, encode: Encode, lead: tuple[int, ...] = ()
         raise ConfigError(f"none of {len(texts)} texts has {options.length} tokens")
     rng = random.Random(options.seed)  # noqa: S311 - reproducible, not secret
     rng.shuffle(long_enough)
-    found = []
-    for number in range(options.passages):
+    found: dict[tuple[int, ...], Document] = {}
+    for number in range(TRIES * options.passages):
         name, text = long_enough[number % len(long_enough)]
         start, ids = _slice(text, options.length - len(lead), encode, rng)
         whole = (*lead, *ids)
         at = len(whole) - options.scored - 1
-        found.append(Document(f"{name} from {start}", questions=(Continuation(whole[at:]),), ids=whole[:at]))
-    return found
+        found.setdefault(whole, Document(f"{name} from {start}", questions=(Continuation(whole[at:]),), ids=whole[:at]))
+        if len(found) == options.passages:
+            break
+    return list(found.values())
 
 
 def lead_of(tokenizer: Any) -> tuple[int, ...]:

@@ -70,10 +70,10 @@ class Truths:
 
 def _read(file: Path) -> Truth | None:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             nll, rows = arrays["nll"], arrays["log_probabilities"]
             reply = json.loads(arrays["reply"].item())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     whole = nll.dtype == np.float64 and rows.dtype == np.float16 and rows.ndim == 2 and nll.shape == rows.shape[:1]
     return Truth(nll, rows, reply) if whole and isinstance(reply, str) else None
