@@ -28,6 +28,9 @@ ON_HELP = (
     "(text), locomo, leval."
 )
 MODES_HELP = "Memory made by full attention and only read by the method, or made through the method; or both."
+REPLIES_HELP = (
+    "Let the model reply to each question by itself, too; without, an answer is right if each of its tokens is the most likely one."
+)
 MASS_HELP = "Weigh the Blocks a method chooses by full attention's mass."
 
 
@@ -47,6 +50,7 @@ class FidelityCall:
         max_new_tokens: longest reply; 48, or the benchmark's own.
         scored: last tokens of a passage that are scored; 1,024.
         mass: weigh choices.
+        replies: let the model reply by itself too.
         cache, resume, plot: files and folders.
     """
 
@@ -63,6 +67,7 @@ class FidelityCall:
     max_new_tokens: int | None
     scored: int | None
     mass: bool
+    replies: bool
     cache: Path | None
     resume: Path | None
     plot: Path | None
@@ -80,6 +85,7 @@ def evaluate_fidelity(call: Call, given: FidelityCall) -> None:
         modes=given.modes,  # type: ignore[arg-type]
         budget=call.settings.budget,
         mass=given.mass,
+        replies=given.replies,
         resume=given.resume,
         seed=given.seed,
         **chosen,

@@ -112,6 +112,7 @@ def evaluate(
     scored: Annotated[
         int | None, typer.Option(help="loss: last tokens of a text.", min=1, show_default="1,024", rich_help_panel="Fidelity")
     ] = None,
+    replies: Annotated[bool, typer.Option(help=fidelity_command.REPLIES_HELP, rich_help_panel="Fidelity")] = True,
     mass: Annotated[bool, typer.Option(help=fidelity_command.MASS_HELP, rich_help_panel="Fidelity")] = True,
     cache: Annotated[
         Path | None,
@@ -138,6 +139,7 @@ def evaluate(
                 max_new_tokens=max_new_tokens,
                 scored=scored,
                 mass=mass,
+                replies=replies,
                 cache=cache,
                 resume=resume,
                 plot=plot,

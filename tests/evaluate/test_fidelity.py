@@ -89,6 +89,14 @@ def test_nothing_is_measured_twice(folder: Path, report: dict[str, Any], monkeyp
     assert measure(folder / "cache", METHODS, mass=True, resume=folder / "rows.jsonl") == report
 
 
+def test_without_free_replies_an_answer_is_right_if_it_is_the_most_likely_one(folder: Path, report: dict[str, Any]) -> None:
+    found = measure(folder / "cache", ["streaming"], modes=("made",), replies=False, resume=folder / "rows.jsonl")
+    rows, replied = rows_of(found, "streaming", "made"), rows_of(report, "streaming", "made")
+    assert all(row["reply"] is None for row in rows) and [row["right_full"] for row in rows] == [True] * 4
+    assert [row["right"] for row in rows] == [row["right"] for row in replied]  # here a reply that is not the gold answer is wrong
+    assert [row["nll_change"] for row in rows] == [row["nll_change"] for row in replied]
+
+
 def test_the_truth_is_asked_once_for_all_methods(folder: Path, report: dict[str, Any]) -> None:
     for file in (folder / "cache" / "truth").rglob("*.npz"):
         with np.load(file) as arrays:
@@ -104,16 +112,22 @@ def test_the_truth_is_asked_once_for_all_methods(folder: Path, report: dict[str,
 def test_a_truth_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
     truths, document, question = Truths(tmp_path), Document("a"), Question("Who?", "Ann", expected=("Ann",))
     assert truths.get(document, question) is None
-    kept = truths.keep(document, question, Asked((0.5, 1.5), torch.tensor([[-0.1, -2.5], [-3.0, -0.05]]), "Ann Ø"))
+    kept = truths.keep(document, question, Asked((0.5, 1.5), torch.tensor([[-0.1, -2.5], [-3.0, -0.05]]), True, "Ann Ø"))
     found = truths.get(document, question)
-    assert found is not None and found.reply == "Ann Ø" and found.nll.tolist() == [0.5, 1.5]
+    assert found is not None and (found.greedy, found.reply) == (True, "Ann Ø") and found.nll.tolist() == [0.5, 1.5]
     assert (found.log_probabilities == kept.log_probabilities).all() and found.log_probabilities.dtype == np.float16
     [file] = tmp_path.rglob("*.npz")
     whole = file.read_bytes()
     for damaged in (b"", b"PK\x03\x04 cut", b"not arrays", whole[:-40], whole[:100]):
         file.write_bytes(damaged)
         assert truths.get(document, question) is None
-    for changed in ({"nll": np.zeros(3)}, {"log_probabilities": np.zeros((2, 2))}, {"reply": np.array("3")}, {"reply": np.array("Ann")}):
+    for changed in (
+        {"nll": np.zeros(3)},
+        {"log_probabilities": np.zeros((2, 2))},
+        {"reply": np.array("3")},
+        {"reply": np.array("[true, 3]")},
+        {"reply": np.array("Ann")},
+    ):
         with file.open("wb") as out:
             np.savez(out, **{**vars_of(found), **changed})
         assert truths.get(document, question) is None
@@ -121,7 +135,7 @@ def test_a_truth_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
 
 
 def vars_of(truth: Truth) -> dict[str, Any]:
-    return {"nll": truth.nll, "log_probabilities": truth.log_probabilities, "reply": np.array(json.dumps(truth.reply))}
+    return {"nll": truth.nll, "log_probabilities": truth.log_probabilities, "reply": np.array(json.dumps([truth.greedy, truth.reply]))}
 
 
 def test_rows_that_are_something_else_are_refused_and_left_alone(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
@@ -145,7 +159,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_figures(folder: Path, repo
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    options = FidelityOptions(("streaming",), ("made",), tmp_path / "cache", Budget(device="24MiB"), False, tmp_path / "rows.jsonl")
+    options = FidelityOptions(("streaming",), ("made",), tmp_path / "cache", Budget(device="24MiB"), False, resume=tmp_path / "rows.jsonl")
     with pytest.raises(KeyboardInterrupt):
         run_fidelity(make_runtime, record_documents(2), options, None, stop)
     first = (tmp_path / "rows.jsonl").read_bytes()

@@ -30,12 +30,14 @@ class Asked:
     Attributes:
         nll: negative log-likelihood of each token of the gold answer, nats.
         log_probabilities: fp32 ``[tokens, vocabulary]`` on the CPU: of the tokens of the gold answer.
-        reply: what the model says by itself, decoded greedily.
+        greedy: whether each of these tokens is the most likely one.
+        reply: what the model says by itself, decoded greedily; None where it was not asked to.
     """
 
     nll: tuple[float, ...]
     log_probabilities: Tensor
-    reply: str
+    greedy: bool
+    reply: str | None
 
 
 class ForcedTokens(LogitsProcessor):
@@ -49,12 +51,12 @@ class ForcedTokens(LogitsProcessor):
     def __init__(self, ids: Sequence[int], counted: int) -> None:
         self._ids, self._counted, self._at = list(ids), counted, 0
         self.rows: list[Tensor] = []
-        self.greedy = True
+        self.greedy: list[bool] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``[1, vocabulary]`` that leave only the next of the tokens."""
         gold = self._ids[self._at]
-        self.greedy = self.greedy and int(scores[0].argmax()) == gold
+        self.greedy.append(int(scores[0].argmax()) == gold)
         if self._at >= self._counted:
             self.rows.append(torch.log_softmax(scores[0].float(), dim=-1).cpu())
         self._at += 1
@@ -63,7 +65,7 @@ class ForcedTokens(LogitsProcessor):
         return forced
 
 
-def ask(runtime: Runtime, session: Session, question: Question | Continuation, name: str) -> Asked:
+def ask(runtime: Runtime, session: Session, question: Question | Continuation, name: str, replies: bool = True) -> Asked:
     """Ask one question, or score how a text goes on.
 
     Args:
@@ -71,10 +73,11 @@ def ask(runtime: Runtime, session: Session, question: Question | Continuation, n
         session: what is asked about; it stays as it is.
         question: what is asked.
         name: of the forks, which are dropped.
+        replies: let the model reply by itself too.
     """
     if isinstance(question, Continuation):
         return _scored(runtime, session, question, name)
-    return _answered(runtime, session, question, name)
+    return _answered(runtime, session, question, name, replies)
 
 
 def encoder(runtime: Runtime) -> Encode:
@@ -82,10 +85,10 @@ def encoder(runtime: Runtime) -> Encode:
     return lambda text: list(runtime.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
-def _answered(runtime: Runtime, session: Session, question: Question, name: str) -> Asked:
-    """One question, once with the gold answer forced and once freely.
+def _answered(runtime: Runtime, session: Session, question: Question, name: str, replies: bool) -> Asked:
+    """One question, once with the gold answer forced and, if wanted, once freely.
 
-    The free reply is left out where the forced one shows that it would be the gold answer, and nothing but ``expected`` judges it.
+    The free reply need not be made where the forced one shows that it would be the gold answer, and nothing but ``expected`` judges it.
     """
 
     ids, counted = question.tokens(encoder(runtime))
@@ -95,11 +98,12 @@ def _answered(runtime: Runtime, session: Session, question: Question, name: str)
         _exhaust(child, max_new_tokens=len(ids), processors=[forced])
     rows = torch.stack(forced.rows)
     nll = tuple(-float(row[token]) for row, token in zip(rows.double(), ids[counted:], strict=True))
-    if forced.greedy and question.metric is None:
-        return Asked(nll, rows, question.whole)
+    greedy = all(forced.greedy[counted:])
+    if all(forced.greedy) and question.metric is None or not replies:
+        return Asked(nll, rows, greedy, question.whole if all(forced.greedy) else None)
     with asked_on_a_fork(runtime, session, name) as child:
         child.append("user", question.text, prefill=False)
-        return Asked(nll, rows, _reply(child, question))
+        return Asked(nll, rows, greedy, _reply(child, question))
 
 
 def prompt_ids(runtime: Runtime, document: Document, question: Question) -> list[int]:
@@ -134,7 +138,7 @@ def _scored(runtime: Runtime, session: Session, question: Continuation, name: st
         stop = child.tokens
         with _seen_logits(runtime) as rows:
             nll = child.engine.losses(range(start + 1, stop), alone=start + 1)
-        return Asked(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], "")
+        return Asked(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], False, None)
 
 
 def append_ids(session: Session, ids: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from agent_memory_kernels import operations
 
 from ...attention.methods import Method, Sizes
-from ...attention.region import LayerRule
+from ...attention.region import LayerRule, Rotary
 from ...attention.selectors import Selection
 from ...attention.step import MemoryStep, Piece, RecentQueries
 from ...engine import CHUNK_TOKENS
@@ -91,55 +91,82 @@ def weigh(mass: Tensor, tokens: Tensor, first: int, stops: Tensor, block: int) -
     return Weighed(available.sum(2), (available * picked).sum(2), best.gather(2, touched[..., None])[..., 0])
 
 
+class RotatedKeys:
+    """Keys at their true positions, rotated once: fp32 ``[KV heads, tokens, d]`` of each layer."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, Tensor] = {}
+
+    def of(self, layer: int, keys: Tensor, rotary: Rotary) -> Tensor:
+        """Of all ``keys [KV heads, n, d]`` of a layer, those it was asked about before being the same."""
+        known = self._layers.get(layer, keys[:, :0].float())[:, : keys.shape[1]]
+        new = keys[:, known.shape[1] :]
+        if new.shape[1]:
+            cos, sin = rotary.table(layer, keys.shape[1])
+            at = slice(known.shape[1], keys.shape[1])
+            known = torch.cat([known, rotary.rotate(layer, new[None], cos[:, at], sin[:, at])[0].float()], dim=1)
+        self._layers[layer] = known
+        return known
+
+    def truncate(self, length: int) -> None:
+        """Forget tokens from ``length`` on."""
+        self._layers = {layer: keys[:, :length] for layer, keys in self._layers.items()}
+
+
 class MassStep(MemoryStep):
     """Attends to everything at true positions, and weighs what the method would have chosen.
 
-    Args are those of :class:`MemoryStep`; ``kv`` has to hold every token in its windows. ``tally`` and ``kind`` say where choices are
-    counted; a None ``kind`` counts none.
+    Args are those of :class:`MemoryStep`; ``kv`` has to hold every token in its windows.
     """
 
-    def watch(self, tally: MassTally, kind: Kind | None) -> MassStep:
-        """Where choices are counted."""
-        self._tally, self._kind = tally, kind
+    def watch(self, tally: MassTally, kind: Kind | None, rotated: RotatedKeys) -> MassStep:
+        """Where choices are counted, none for a None ``kind``; and the keys of the tokens before."""
+        self._tally, self._kind, self._rotated = tally, kind, rotated
         return self
 
     def attend(self, rule: LayerRule, q: Tensor, k: Tensor, v: Tensor, sliding: int | None = None) -> Tensor:
         """As :meth:`MemoryStep.attend`, whatever the method chooses."""
         self.kv.append(rule.index, k, v)
-        if sliding is None and self.method.sizes is not None:
-            parts = [(piece, q[:, piece.start - self.start : piece.stop - self.start]) for piece in self.pieces if not piece.dense]
-            self._ask_method(rule, parts, self.method.sizes)
-        return self._dense(rule, q, self.start, self.stop, sliding)
+        if sliding is not None or self.method.sizes is None:
+            return self._dense(rule, q, self.start, self.stop, sliding)
+        parts = [q[:, piece.start - self.start : piece.stop - self.start] for piece in self.pieces]
+        weights = [self._weights(rule, part, piece) for piece, part in zip(self.pieces, parts, strict=True)]
+        asking = [at for at, piece in enumerate(self.pieces) if not piece.dense]
+        if asking:
+            groups = [self._groups(rule.index, self.pieces[at], parts[at], self.method.sizes) for at in asking]
+            chosen = self._choose(rule, groups, self.kv.layers[rule.index])
+            for at, one, selection in zip(asking, groups, chosen, strict=True):
+                self._count(rule.index, weights[at], selection, self.method.sizes, one.bounds.stops)
+        return torch.cat([self._outputs(rule.index, one) for one in weights]).to(v.dtype)
 
-    def _ask_method(self, rule: LayerRule, parts: list[tuple[Piece, Tensor]], sizes: Sizes) -> None:
-        groups = [self._groups(rule.index, piece, part, sizes) for piece, part in parts]
-        chosen = self._choose(rule, groups, self.kv.layers[rule.index]) if groups else []
-        for (piece, part), one, selection in zip(parts, groups, chosen, strict=True):
-            if self._kind is not None and self.method.reads(rule.index):
-                mass = self._mass(rule, part, piece).unflatten(1, (one.queries.shape[0], -1)).mean(2)
-                self._count(rule.index, mass, selection, sizes, one.bounds.stops)
-
-    def _count(self, layer: int, mass: Tensor, selection: Selection, sizes: Sizes, stops: Tensor) -> None:
-        found = weigh(mass, selection.tokens, sizes.sink, stops, self.kv.layout.block_tokens)
-        if self._kind is not None:
+    def _count(self, layer: int, weights: Tensor, selection: Selection, sizes: Sizes, stops: Tensor) -> None:
+        """Weigh the choices of the groups of one piece, whose queries have ``weights [KV heads, query heads of each, T, tokens]``."""
+        if self._kind is not None and self.method.reads(layer):
+            mass = weights.mean(1).unflatten(1, (len(stops), -1)).mean(2)
+            found = weigh(mass, selection.tokens, sizes.sink, stops, self.kv.layout.block_tokens)
             self._tally.add(self._kind, layer, found.available, found.chosen, found.oracle)
 
-    def _mass(self, rule: LayerRule, q: Tensor, piece: Piece) -> Tensor:
-        """Weights of plain rotary attention ``[KV heads, T, tokens]``, averaged over the query heads of each KV head."""
-        keys, _ = self.kv.layers[rule.index].window.view(0, piece.stop)
+    def _outputs(self, layer: int, weights: Tensor) -> Tensor:
+        """``[T, H, dv]``."""
+        _, values = self.kv.layers[layer].window.view(0, weights.shape[-1])
+        return torch.einsum("hgtn,hnd->thgd", weights, values.float()).flatten(1, 2)
+
+    def _weights(self, rule: LayerRule, q: Tensor, piece: Piece) -> Tensor:
+        """Weights of plain rotary attention, fp32 ``[KV heads, query heads of each, T, tokens]``."""
+        stored, _ = self.kv.layers[rule.index].window.view(0, piece.stop)
+        keys = self._rotated.of(rule.index, stored, self.rotary)
         cos, sin = self.rotary.table(rule.index, piece.stop)
-        rotated_keys = self.rotary.rotate(rule.index, keys[None], cos[:, : piece.stop], sin[:, : piece.stop])[0]
         at = slice(piece.start, piece.stop)
         rows = self.rotary.rotate(rule.index, q[None], cos[:, at], sin[:, at])[0].unflatten(0, (keys.shape[0], -1))
-        logits = torch.einsum("hgtd,hnd->hgtn", rows.float(), rotated_keys.float()) * rule.scaling
+        logits = torch.einsum("hgtd,hnd->hgtn", rows.float(), keys).mul_(rule.scaling)
         if rule.softcap is not None:
             logits = rule.softcap * torch.tanh(logits / rule.softcap)
         index = torch.arange(piece.stop, device=logits.device)
-        logits = logits.masked_fill(index > index[at, None], float("-inf"))
+        logits.masked_fill_(index > index[at, None], float("-inf"))
         if rule.sinks is None:
-            return logits.softmax(-1).mean(1)
+            return logits.softmax(-1)
         sinks = rule.sinks.float().reshape(keys.shape[0], -1, 1, 1).expand(*logits.shape[:3], 1)
-        return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1].mean(1)
+        return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 
 
 class MassProbe:
@@ -156,6 +183,7 @@ class MassProbe:
         self._runtime, self._tally, self._count = runtime, tally, session.tokens
         self.method: Method = runtime.method(head[0].tokens if head and head[0].meta.get("head") else 0)
         self._chunk = CHUNK_TOKENS if self.method.sizes is None else max(CHUNK_TOKENS, self.method.sizes.group)
+        self._rotated = RotatedKeys()
         files = SegmentFiles(session.timeline)
         plan = replace(kv_plan(runtime.attachment, self.method, CHUNK_TOKENS), keep=None, least=None)
         self._kv = SessionKV(runtime.layout, plan, runtime.cache, files)
@@ -174,7 +202,7 @@ class MassProbe:
             answer: ids of the reply.
         """
         start = self._floor()
-        self._kv.truncate(start)
+        self._back_to(start)
         recent = RecentQueries()
         self._feed(torch.cat([self._tokens[start:], torch.tensor(prompt, dtype=torch.int64)]), recent, None, start)
         for token in answer[:-1]:
@@ -189,8 +217,12 @@ class MassProbe:
         for stop in stops:
             start = max(first, stop - self._chunk // group) * group
             if start < stop * group:
-                self._kv.truncate(start)
+                self._back_to(start)
                 self._feed(self._tokens[start : stop * group], RecentQueries(), "groups", 0)
+
+    def _back_to(self, length: int) -> None:
+        self._kv.truncate(length)
+        self._rotated.truncate(length)
 
     def _floor(self) -> int:
         """Where the tokens of the document stop being final; see ``MemoryEngine.floor``."""
@@ -203,7 +235,9 @@ class MassProbe:
             size = min(self._chunk - start % self._chunk, len(ids))
             span = (start, start + size)
             step = MassStep(self._kv, self.method, self._runtime.attachment, operations(), span, recent, since=since)
-            self._runtime.attachment.forward(ids[None, :size], start, LayerStep(step.watch(self._tally, kind)), logits="none")
+            self._runtime.attachment.forward(
+                ids[None, :size], start, LayerStep(step.watch(self._tally, kind, self._rotated)), logits="none"
+            )
             ids = ids[size:]
 
 

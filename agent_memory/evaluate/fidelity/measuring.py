@@ -53,6 +53,7 @@ class Measuring:
         keys: of each method, all that a row depends on beside the document.
         modes: how memory is made.
         mass: weigh choices too.
+        replies: let the model reply by itself too.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Measuring:
         keys: Mapping[str, Mapping[str, Any]],
         modes: Sequence[Mode],
         mass: bool,
+        replies: bool,
     ) -> None:
+        self._replies = replies
         self._memories, self._truths, self._rows, self._keys = memories, truths, rows, keys
         self._wanted = list(product(keys, modes))
         self._weighed = list(keys) if mass else []
@@ -94,7 +97,8 @@ class Measuring:
 
     def _key(self, document: Document, method: str, mode: str) -> dict[str, Any]:
         asked = digest([question.key for question in document.questions])
-        return {**self._keys[method], "mode": mode, "document": document.key, "questions": asked}
+        replies = {} if mode == "mass" else {"replies": self._replies}
+        return {**self._keys[method], "mode": mode, **replies, "document": document.key, "questions": asked}
 
     def _measure(self, document: Document, size: int, method: str, mode: Mode) -> Row:
         truths, outcomes, started = self._truths_of(document, size), list[Outcome](), time.perf_counter()
@@ -104,7 +108,7 @@ class Measuring:
         with opened(document, method, self.work.reached) as (runtime, session):
             asked = size if made else 0
             for number, (question, truth) in enumerate(zip(document.questions, truths, strict=True)):
-                outcomes.append(_outcome(question, truth, ask(runtime, session, question, f"{session.name}/{number}")))
+                outcomes.append(_outcome(question, truth, self._ask(runtime, session, question, number), self._replies))
                 asked += asking_work(question)
                 self.work.reached(asked)
         self.work.end()
@@ -112,19 +116,22 @@ class Measuring:
 
     def _truths_of(self, document: Document, size: int) -> list[Truth]:
         """What full attention makes of every question; asked once, whatever is compared with it."""
-        found = [self._truths.get(document, question) for question in document.questions]
+        found = [self._truths.get(document, question, self._replies) for question in document.questions]
         if None in found:
             self.work.begin(document_work(document, size, True), f"{document.name}: full attention")
             with self._memories.by_full_attention(document, progress=self.work.reached) as (runtime, session):
                 asked = size
                 for number, question in enumerate(document.questions):
                     if found[number] is None:
-                        answered = ask(runtime, session, question, f"{session.name}/{number}")
+                        answered = self._ask(runtime, session, question, number)
                         found[number] = self._truths.keep(document, question, answered)
                     asked += asking_work(question)
                     self.work.reached(asked)
             self.work.end()
         return [truth for truth in found if truth is not None]
+
+    def _ask(self, runtime: Runtime, session: Session, question: Question | Continuation, number: int) -> Asked:
+        return ask(runtime, session, question, f"{session.name}/{number}", self._replies)
 
     def _mass_of(self, document: Document, method: str) -> MassRow:
         key = self._key(document, method, "mass")
@@ -159,12 +166,13 @@ def _forced(runtime: Runtime, document: Document, question: Question | Continuat
     return prompt_ids(runtime, document, question), question.tokens(encoder(runtime))[0][:MASS_TOKENS]
 
 
-def _outcome(question: Question | Continuation, truth: Truth, asked: Asked) -> Outcome:
-    kl = divergence(torch.from_numpy(truth.log_probabilities), asked.log_probabilities)
-    losses, full = asked.nll, tuple(truth.nll.tolist())
+def _outcome(question: Question | Continuation, truth: Truth, asked: Asked, replies: bool) -> Outcome:
+    kl = tuple(divergence(torch.from_numpy(truth.log_probabilities), asked.log_probabilities).tolist())
+    full = tuple(truth.nll.tolist())
     if isinstance(question, Continuation):
-        return Outcome(losses, full, tuple(kl.tolist()), None, None)
-    answers = Answers(
-        right(question, asked.reply), right(question, truth.reply), score(question, asked.reply), score(question, truth.reply), asked.reply
-    )
-    return Outcome(losses, full, tuple(kl.tolist()), question.depth, answers)
+        return Outcome(asked.nll, full, kl, None, None)
+    if not replies or asked.reply is None or truth.reply is None:
+        return Outcome(asked.nll, full, kl, question.depth, Answers(asked.greedy, truth.greedy, asked.greedy, truth.greedy, None))
+    is_right, was_right = right(question, asked.reply), right(question, truth.reply)
+    answers = Answers(is_right, was_right, score(question, asked.reply), score(question, truth.reply), asked.reply)
+    return Outcome(asked.nll, full, kl, question.depth, answers)

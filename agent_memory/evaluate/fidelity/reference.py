@@ -27,17 +27,19 @@ class Truth:
     Attributes:
         nll: negative log-likelihood of each token of the gold answer, nats, fp64 ``[tokens]``.
         log_probabilities: float16 ``[tokens, vocabulary]``.
-        reply: the greedy reply.
+        greedy: whether each of these tokens is the most likely one.
+        reply: the greedy reply; None where it was not asked for.
     """
 
     nll: NDArray[np.float64]
     log_probabilities: NDArray[np.float16]
-    reply: str
+    greedy: bool
+    reply: str | None
 
     @classmethod
     def of(cls, asked: Asked) -> Truth:
         """As it is kept: log-probabilities in half precision, whose error a divergence only sees squared."""
-        return cls(np.asarray(asked.nll, np.float64), asked.log_probabilities.to(torch.float16).numpy(), asked.reply)
+        return cls(np.asarray(asked.nll, np.float64), asked.log_probabilities.to(torch.float16).numpy(), asked.greedy, asked.reply)
 
 
 class Truths:
@@ -50,9 +52,11 @@ class Truths:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, document: Document, question: Question | Continuation) -> Truth | None:
-        """The one that is kept, if there is one."""
-        return _read(self._file(document, question))
+    def get(self, document: Document, question: Question | Continuation, replies: bool = True) -> Truth | None:
+        """The one that is kept, if there is one, and it has a reply where ``replies`` are wanted."""
+        found = _read(self._file(document, question))
+        wanted = replies and isinstance(question, Question)
+        return None if found is None or (wanted and found.reply is None) else found
 
     def keep(self, document: Document, question: Question | Continuation, asked: Asked) -> Truth:
         """What was asked just now, which is kept from now on."""
@@ -72,11 +76,12 @@ def _read(file: Path) -> Truth | None:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             nll, rows = arrays["nll"], arrays["log_probabilities"]
-            reply = json.loads(arrays["reply"].item())
+            greedy, reply = json.loads(arrays["reply"].item())
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     whole = nll.dtype == np.float64 and rows.dtype == np.float16 and rows.ndim == 2 and nll.shape == rows.shape[:1]
-    return Truth(nll, rows, reply) if whole and isinstance(reply, str) else None
+    whole = whole and isinstance(greedy, bool) and isinstance(reply, str | None)
+    return Truth(nll, rows, greedy, reply) if whole else None
 
 
 def _write(file: Path, truth: Truth) -> None:
@@ -84,5 +89,5 @@ def _write(file: Path, truth: Truth) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
     with os.fdopen(handle, "wb") as out:
-        np.savez(out, nll=truth.nll, log_probabilities=truth.log_probabilities, reply=np.array(json.dumps(truth.reply)))
+        np.savez(out, nll=truth.nll, log_probabilities=truth.log_probabilities, reply=np.array(json.dumps([truth.greedy, truth.reply])))
     Path(name).replace(file)

@@ -23,19 +23,21 @@ Mode = Literal["read", "made"]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The free replies to one question.
+    """What is replied to one question.
 
     Attributes:
-        right, right_full: whether the method's is right, and full attention's.
-        score, score_full: a benchmark's own metric, from 0 to 1; of needles the share of values that a reply contains.
-        reply: the method's.
+        right, right_full: whether the method's reply is right, and full attention's; without free replies, whether each token of the
+            gold answer is the most likely one.
+        score, score_full: a benchmark's own metric, from 0 to 1; of needles the share of values that a reply contains; without free
+            replies as ``right``.
+        reply: the method's; None without free replies.
     """
 
     right: bool
     right_full: bool
     score: float
     score_full: float
-    reply: str
+    reply: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Outcome:
         nll_full: the same under full attention.
         kl: KL divergence of the next-token distributions, KL(full || method), at each gold token, nats.
         depth: where in the document the first fact lies that is asked for; None where that is not known.
-        answers: the free replies; None of a continuation.
+        answers: what is replied; None of a continuation.
     """
 
     nll: Sequence[float]

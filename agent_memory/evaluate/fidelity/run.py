@@ -49,6 +49,8 @@ class FidelityOptions:
         cache: folder that keeps memories made by full attention, and what it says.
         budget: bytes for each Tier; the device Tier is made large enough for a document.
         mass: weigh what methods choose by full attention's mass.
+        replies: let the model reply by itself to each question too, beside forcing the gold answer; without, an answer is right if each
+            token of it is the most likely one, which takes half the time.
         resume: file that keeps rows, so that a run that was stopped goes on.
         seed: of the intervals.
     """
@@ -58,6 +60,7 @@ class FidelityOptions:
     cache: Path = field(default_factory=default_cache)
     budget: Budget = field(default_factory=Budget)
     mass: bool = True
+    replies: bool = True
     resume: Path | None = None
     seed: int = 0
 
@@ -93,7 +96,7 @@ def run_fidelity(
         keys = {method: {"model": model, "window": runtime.window, **_rule(runtime, method)} for method in options.methods}
         budget = roomy(options.budget, runtime.layout, length)
     memories = Memories(make_runtime, options.cache, budget)
-    measuring = Measuring(memories, Truths(options.cache / "truth" / model), rows, keys, options.modes, options.mass)
+    measuring = Measuring(memories, Truths(options.cache / "truth" / model), rows, keys, options.modes, options.mass, options.replies)
     measuring.work = Work(progress, measuring.left(documents, sizes))
     done: list[Measured] = []
     for document, size in zip(documents, sizes, strict=True):
