@@ -100,51 +100,23 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write, as PNG; with several tasks one each, as NAME-TASK.png.", show_default=False)
     ] = None,
-    on: Annotated[str, typer.Option(help=fidelity_command.ON_HELP, rich_help_panel="Fidelity")] = "multi-key",
-    modes: Annotated[str, typer.Option(help=fidelity_command.MODES_HELP, rich_help_panel="Fidelity")] = "read,made",
-    keys: Annotated[
-        str, typer.Option(help="Words that facts are about: animals, cities, foods, jobs, words, or a file.", rich_help_panel="Fidelity")
-    ] = "cities",
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Longest reply.", min=1, show_default="48; of a benchmark its own", rich_help_panel="Fidelity"),
-    ] = None,
-    scored: Annotated[
-        int | None, typer.Option(help="loss: last tokens of a text.", min=1, show_default="1,024", rich_help_panel="Fidelity")
-    ] = None,
-    replies: Annotated[bool, typer.Option(help=fidelity_command.REPLIES_HELP, rich_help_panel="Fidelity")] = True,
-    mass: Annotated[bool, typer.Option(help=fidelity_command.MASS_HELP, rich_help_panel="Fidelity")] = True,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps memories of full attention.", show_default="the user's", rich_help_panel="Fidelity"),
-    ] = None,
+    on: fidelity_command.On = "multi-key",
+    modes: fidelity_command.Modes = "read,made",
+    keys: fidelity_command.Keys = "cities",
+    max_new_tokens: fidelity_command.MaxNewTokens = None,
+    scored: fidelity_command.Scored = None,
+    replies: fidelity_command.Replies = True,
+    mass: fidelity_command.Mass = True,
+    cache: fidelity_command.Cache = None,
 ) -> None:
     """Measure how well each method finds what was said long ago."""
     from agent_memory.evaluate.run import EvalOptions, make_tasks, run_tasks
 
     if task == "fidelity":
-        fidelity_command.evaluate_fidelity(
-            call,
-            fidelity_command.FidelityCall(
-                on=on,
-                methods=_methods(method),
-                modes=_parts(modes),
-                length=None if lengths is None else _one_length(lengths, "fidelity measures documents"),
-                samples=samples,
-                facts=depths,
-                seed=seed,
-                files=tuple(file or ()),
-                haystack=haystack,
-                keys=keys,
-                max_new_tokens=max_new_tokens,
-                scored=scored,
-                mass=mass,
-                replies=replies,
-                cache=cache,
-                resume=resume,
-                plot=plot,
-            ),
-        )
+        own = fidelity_command.Given(on, modes, keys, max_new_tokens, scored, replies, mass, cache)
+        length = None if lengths is None else _one_length(lengths, "fidelity measures documents")
+        shared = fidelity_command.Shared(_methods(method), length, samples, depths, seed, tuple(file or ()), haystack, resume, plot)
+        fidelity_command.evaluate_fidelity(call, own, shared)
         return
     if task in file_evaluations.FILE_TASKS:
         length = None if lengths is None else _one_length(lengths)

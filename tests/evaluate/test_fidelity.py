@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,15 @@ def test_forks_that_a_killed_run_left_are_dropped(tmp_path: Path) -> None:
     with memories.by_full_attention(document, "streaming") as (runtime, session):
         assert [info.name for info in runtime.store.sessions(branches=True)] == [document.key]
         session.fork(f"{session.name}/0").close()
+
+
+def test_memories_that_a_killed_run_was_making_are_dropped(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for maker in (str(ended.pid), str(os.getpid()), "1", "nobody"):
+        (tmp_path / f"made-{maker}-x" / "store").mkdir(parents=True)
+    Memories(make_runtime, tmp_path, Budget())
+    assert {folder.name for folder in tmp_path.iterdir()} == {f"made-{maker}-x" for maker in (os.getpid(), 1, "nobody")}
 
 
 def test_a_document_beyond_the_window_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor,
 def probed(memories: Memories, ids: Tensor, made: Method) -> MassTally:
     """All choices of an answer and of the document's last groups."""
     document = Document("text", ids=tuple(ids[:TOKENS].tolist()))
-    with memories.by_full_attention(document, made) as (runtime, session):  # type: ignore[arg-type]
+    with memories.by_full_attention(document, made) as (runtime, session):
         tally = MassTally(runtime.layout.kv_heads)
         with opened_probe(runtime, session, tally) as probe:
             assert probe is not None

@@ -26,6 +26,9 @@ from .scoring import score
 CATEGORIES = (1, 2, 4)
 """LoCoMo's multi-hop, temporal and single-hop questions: those whose answer is in the conversation."""
 
+FOLLOWING = "A"
+"""Begins the line after another."""
+
 CountTokens = Callable[[str], int]
 
 
@@ -109,8 +112,9 @@ class _Cutter:
         self._talk, self._options = talk, options
         self._lines = [(day, text) for day, held in enumerate(talk.days) for _, text in held.lines]
         self._numbers = {name: number for number, name in enumerate(name for day in talk.days for name, _ in day.lines)}
-        self._sizes = [count_tokens(text) for _, text in self._lines]
-        self._headings = [count_tokens(day.heading) for day in talk.days]
+        followed = count_tokens(FOLLOWING)  # how line ends become tokens depends on what follows them
+        self._sizes = [count_tokens(text + FOLLOWING) - followed for _, text in self._lines]
+        self._headings = [count_tokens(day.heading + FOLLOWING) - followed for day in talk.days]
 
     def fitting(self) -> Iterator[_Asked]:
         """The questions that can be asked about a cut."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ...attention.methods import Method
 from ...memory.sizes import parse_size
 from ...runtime import Runtime
 from ...session import Session
@@ -58,12 +61,13 @@ class Memories:
 
     def __init__(self, make_runtime: MakeRuntime, cache: Path, budget: Budget) -> None:
         self._make, self.cache, self._budget = make_runtime, cache, budget
+        _drop_made(cache)
         self._whole: set[str] = set()
         self._closed_bytes = 0
 
     @contextmanager
     def by_full_attention(
-        self, document: Document, method: str = FULL, progress: Callable[[int], None] | None = None
+        self, document: Document, method: str | Method = FULL, progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Runtime, Session]]:
         """The document's memory as full attention makes it, opened with a method that reads it; made where it is not there yet."""
         if method != FULL and document.key not in self._whole:
@@ -82,16 +86,16 @@ class Memories:
 
     @contextmanager
     def by_method(
-        self, document: Document, method: str, progress: Callable[[int], None] | None = None
+        self, document: Document, method: str | Method, progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Runtime, Session]]:
         """The document's memory as a Session of the method makes it, dropped in the end."""
-        with tempfile.TemporaryDirectory(prefix="made-", dir=self.cache) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"made-{os.getpid()}-", dir=self.cache) as folder:
             with self._runtime(method, Path(folder) / "store") as runtime, runtime.session(document.key) as session:
                 _fill(session, document, progress)
                 yield runtime, session
 
     @contextmanager
-    def _runtime(self, method: str, store: Path) -> Iterator[Runtime]:
+    def _runtime(self, method: str | Method, store: Path) -> Iterator[Runtime]:
         with self._make(method=method, store=store, budget=self._budget) as runtime:
             yield runtime
         del runtime
@@ -116,6 +120,24 @@ def _fill(session: Session, document: Document, progress: Callable[[int], None] 
     for role, text in document.messages[held:]:
         session.append(role, text, prefill=False)
     session.prefill(progress)
+
+
+def _drop_made(cache: Path) -> None:
+    """Memories that were being made by a process that was killed."""
+    for folder in cache.glob("made-*-*"):
+        maker = folder.name.split("-")[1]
+        if maker.isdigit() and not _alive(int(maker)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def _drop_forks(runtime: Runtime, session: Session) -> None:
