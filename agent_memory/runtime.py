@@ -61,7 +61,7 @@ class Runtime:
         method: how memory takes part in attention, by name or made.
         budget: bytes for each Tier.
         window: trained window in tokens; by default the model's own.
-        source: hub id or folder the model came from, for its fingerprint.
+        source: hub id or folder the model came from, for its fingerprint; or the fingerprint, where the model is another Runtime's.
         max_turn_tokens: longest turn.
         timeout: seconds a second thread, or a second process, waits for a Session.
         backend: what decodes replies: ``torch`` layer by layer, or ``triton``, kernels on pages; ``auto`` takes kernels on a CUDA device,
@@ -83,7 +83,7 @@ class Runtime:
         method: str | Method = "recall",
         budget: Budget | None = None,
         window: int | None = None,
-        source: str | None = None,
+        source: str | ModelId | None = None,
         max_turn_tokens: int = 2_000_000,
         timeout: float = 0.0,
         backend: str = "auto",
@@ -95,7 +95,7 @@ class Runtime:
         self.budget = budget or Budget()
         self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.layout = layout_of(self.attachment)
-        self.model_id: ModelId = fingerprint(model, tokenizer, source=source)
+        self.model_id = source if isinstance(source, ModelId) else fingerprint(model, tokenizer, source=source)
         self._model_text = json.dumps(self.model_id.to_dict(), sort_keys=True)
         self._method, self._choosers, self._settings = method, named_choosers(model.config), named_settings(model.config)
         plain = self.method(0)

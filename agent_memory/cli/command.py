@@ -166,6 +166,12 @@ class Call:
         with Console(stderr=True).status("loading the model"):
             yield
 
+    def note(self, line: str) -> None:
+        """One line on standard error, above the bar if there is one: what is known so far of a measurement that takes long."""
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+
     @contextmanager
     def progress(self, doing: str = "", *, scaled: bool = False) -> Iterator[Show]:
         """``show(done, total)`` of a bar on standard error, silent if that is no terminal; ``show(done, total, doing)`` says anew what
