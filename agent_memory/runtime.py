@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from . import pocket
 from .attention.methods import Method, make_method
-from .bypass import BreakEven, break_even
+from .bypass import border_of
 from .chat import ChatFormat
 from .chat import root as chain_root
 from .conversation import Conversation
@@ -38,6 +37,7 @@ from .model.load import load
 from .model.locate import locate
 from .paged_reply import operations_on_pages
 from .plans import kv_plan, layout_of, least_blocks, named_choosers, named_settings, unread_layers, unsaved_blocks
+from .recorded_method import method_of, what_is_recorded
 from .services import Services
 from .session import Session
 from .store.store import Store
@@ -99,7 +99,7 @@ class Runtime:
         self._model_text = json.dumps(self.model_id.to_dict(), sort_keys=True)
         self._method, self._choosers, self._settings = method, named_choosers(model.config), named_settings(model.config)
         plain = self.method(0)
-        self.measured, self.border = self._bypass(plain, border)
+        self.measured, self.border = border_of(self._layer_shape, plain, self.window, border)
         self._pages = operations_on_pages(self.attachment, plain, self.layout, backend)
         self.cache = TieredCache(
             self.layout,
@@ -158,28 +158,22 @@ class Runtime:
             return self._method
         return make_method(self._method, self.window, head, choosers=self._choosers, settings=self._settings)
 
-    def _bypass(self, method: Method, border: int | Literal["auto"] | None) -> tuple[BreakEven | None, int | None]:
-        """What was measured, and the border of new Sessions."""
-        least = method.attended
-        if border is None or least is None or not method.recalls or method.border is not None:
-            return None, None
-        if border != "auto":
-            if not least <= border <= self.window:
-                raise ConfigError(f"border={border} cannot be used: it must be between {least}, what is always attended, and {self.window}")
-            return None, border
+    def _layer_shape(self) -> LayerShape:
+        """The first layer that recalls."""
         layer = next(layer for layer in self.attachment.layers if layer.recalls)
-        shape = LayerShape(layer.query_heads, layer.kv_heads, layer.head_dim, self.attachment.dtype, self.attachment.device)
-        measured = break_even(shape, method, self.window)
-        return measured, None if measured is None or measured.border == least else measured.border
+        return LayerShape(layer.query_heads, layer.kv_heads, layer.head_dim, self.attachment.dtype, self.attachment.device)
 
-    def session(self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True) -> Session:
-        """Open a Session, making it if it is new.
+    def session(
+        self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True, reinterpret: bool = False
+    ) -> Session:
+        """Open a Session, making it if it is new. One that is there keeps the method it was made with, and says so where that differs.
 
         Args:
             name: its name; any text.
             namespace: its tenant; the only way to a Session is through both.
             timeout: seconds to wait for another writer.
             create: False raises ``SessionNotFound`` for a new name.
+            reinterpret: read it with this Runtime's method though another made it, for measurements.
 
         Raises:
             SessionBusy: another writer holds it.
@@ -188,7 +182,7 @@ class Runtime:
         """
         wait, chat = self._timeout if timeout is None else timeout, self.chat
         timeline = self.store.session(name, namespace, model=self.model_id, layout=self.layout, timeout=wait, create=create)
-        return self._wrap(timeline, chat)
+        return self._wrap(timeline, chat, reinterpret)
 
     def score(
         self, ids: Tensor, *, of: range, alone: int | None = None, counters: Counters | None = None, progress: Progress | None = None
@@ -229,18 +223,18 @@ class Runtime:
             least = parse_size(self.budget.device) + (missing + 1) * sum(len(kind.layers) * kind.block_bytes for kind in kinds)
             raise ConfigError(f"a text of {tokens} tokens does not fit Budget.device={self.budget.device!r}; it takes {least} bytes")
 
-    def _wrap(self, timeline: Timeline, chat: ChatFormat) -> Session:
+    def _wrap(self, timeline: Timeline, chat: ChatFormat, reinterpret: bool = False) -> Session:
         conversation = Conversation(
             timeline,
             chat,
             lambda system, tools: self._root(timeline.namespace, system, tools),
             head_limit=self.window // HEAD_SHARE,
             max_turn_tokens=self._max_turn_tokens,
-            border=self.border,
+            made_by=what_is_recorded(self.method(0), self.window, self.border),
         )
         services = Services(
-            open_engine=lambda: self._engine(timeline, conversation),
-            branch=self._branch,
+            open_engine=lambda: self._engine(timeline, conversation, reinterpret),
+            branch=partial(self._branch, reinterpret=reinterpret),
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
             structured=self._structured,
         )
@@ -257,11 +251,28 @@ class Runtime:
     def _root(self, namespace: str, system: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
         return chain_root(namespace, self._model_text, self.chat.template_hash, system, tools)
 
-    def _engine(self, timeline: Timeline, conversation: Conversation) -> tuple[MemoryEngine, SegmentFiles]:
+    def _method_of(self, name: str, conversation: Conversation, reinterpret: bool) -> Method:
+        """The method of a Session.
+
+        Raises:
+            ConfigError: it needs more of the device Tier than the budget gives.
+        """
+        head = conversation.head_tokens
+
+        def make(spec: str, window: int) -> Method:
+            return make_method(spec, window, head, choosers=self._choosers)
+
+        method = method_of(name, conversation.made_by, self.method(head), self.window, make, reinterpret=reinterpret)
+        needed = least_blocks(method, self.layout)
+        if needed > min(self.cache.max_read(kind.layers[0]) for kind in block_kinds(self.layout)):
+            raise ConfigError(
+                f"session {name!r} was made with {method.spec}, which needs {needed} blocks of a layer at once; raise Budget.device"
+            )
+        return method
+
+    def _engine(self, timeline: Timeline, conversation: Conversation, reinterpret: bool) -> tuple[MemoryEngine, SegmentFiles]:
         files = SegmentFiles(timeline)
-        method = self.method(conversation.head_tokens)
-        if conversation.border is not None and method.attended is not None:
-            method = replace(method, border=max(conversation.border, method.attended))
+        method = self._method_of(timeline.name, conversation, reinterpret)
         kv = SessionKV(self.layout, kv_plan(self.attachment, method, CHUNK_TOKENS), self.cache, files)
         files.load(kv)
         return self._assemble(timeline, method, kv, files), files
@@ -272,12 +283,12 @@ class Runtime:
 
         return MemoryEngine(self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages)
 
-    def _branch(self, parent: Session, name: str, at: int | None) -> Session:
+    def _branch(self, parent: Session, name: str, at: int | None, reinterpret: bool = False) -> Session:
         """A child of an open Session: its rows in the Store, and its keys and values shared with the parent's."""
         timeline = parent.timeline
         timeline.fork(name, at)
         child = self.store.session(name, parent.namespace, model=self.model_id, layout=self.layout, timeout=self._timeout, create=False)
-        session = self._wrap(child, self.chat)
+        session = self._wrap(child, self.chat, reinterpret)
         if parent.has_engine:
             engine = parent.engine
             files = SegmentFiles(child)

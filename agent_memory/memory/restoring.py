@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..types import BLOCK_TOKENS
+from .growing import GrowingRows
 from .layer_kv import LayerKV
 from .summary import LayerSummary
 from .value_means import NAME, means_of
@@ -31,7 +32,7 @@ def restore_layer(part: LayerKV, first: int, blocks: int, known: dict[str, Tenso
         read: reads the Blocks; used only where something has to be made again.
     """
     summary, means = part.summary, part.value_means
-    anew = [rows for rows in (part.every_key,) if rows is not None]
+    anew: list[GrowingRows | LayerSummary] = [] if part.every_key is None else [part.every_key]
     if summary is not None and not _restore_summary(summary, blocks, known, lost):
         anew.append(summary)
     if part.representatives is not None:

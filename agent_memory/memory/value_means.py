@@ -28,4 +28,5 @@ def value_means(kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.
 
 def means_of(values: Tensor) -> Tensor:
     """Mean values fp32 ``[n, PARTS, Hk, d]`` of the Blocks with ``values [n, Hk, 32, d]``."""
-    return values.float().unflatten(2, (PARTS, PART_TOKENS)).mean(3).transpose(1, 2)
+    parts: Tensor = values.float().unflatten(2, (PARTS, PART_TOKENS))
+    return parts.mean(3).transpose(1, 2)

@@ -12,6 +12,7 @@ from ..positions import PackedPositions, PositionMap, WindowPositions
 from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
 from ..selectors.recall import RecallRule
 from .base import Given, Method, Sizes, bounded, rounded_head
+from .spec import spec_of
 
 ATTENDED_DEFAULT = 2048
 """Tokens attended by default, where the trained window has room for them."""
@@ -25,7 +26,7 @@ BLOCKS_READ = 2
 MASS_OPTIONS = frozenset({"estimate_unread"})
 """Options of ``score=mass`` only."""
 
-MAX_OPTIONS = frozenset({"scan", "clusters_from", "probes", "found", "survivors", "vote", "scope", "echo", "heard", "margin", "pool", "angle"})
+MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
 """Options of ``score=max`` only."""
 
 
@@ -125,8 +126,3 @@ class Recall:
         if where not in ("true", "packed"):
             raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of true, packed")
         return where, WindowPositions(window) if where == "true" else PackedPositions()
-
-
-def spec_of(name: str, options: Mapping[str, Any]) -> str:
-    """A method as it is written on one line; options that are None are left out."""
-    return ":".join([name, *(f"{key}={str(value).lower()}" for key, value in options.items() if value is not None)])

@@ -114,7 +114,7 @@ class MassSelector:
         if summary is None or rotated is None:
             raise RuntimeError("this layer keeps no keys to choose by")
         queries, count = ask.queries[:, :, -ask.asking :], parts.shape[1] // PARTS
-        groups, heads = queries.shape[0], summary.kv_heads
+        groups = queries.shape[0]
         # Blocks before ``first`` lie beyond ``reach``, seen from the last query of the group.
         first = (ask.positions[:, -1] - self.config.reach + BLOCK_TOKENS).clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
         least, most = min(int(first.min()), count), min(int(first.max()), count)
@@ -172,12 +172,14 @@ def _marked(candidates: Tensor) -> Tensor:
 
 def _by_group(masses: Tensor, groups: int) -> Tensor:
     """``[Hk, G * m, parts]`` to ``[G, Hk, m, parts]``."""
-    return masses.unflatten(1, (groups, -1)).transpose(0, 1)
+    split: Tensor = masses.unflatten(1, (groups, -1))
+    return split.transpose(0, 1)
 
 
 def _rows(queries: Tensor, kv_heads: int) -> Tensor:
     """``[G, H, T, d]`` to ``[Hk, G * m, d]``."""
-    return by_kv_head(queries, kv_heads).transpose(0, 1).flatten(1, 2)
+    rows: Tensor = by_kv_head(queries, kv_heads).transpose(0, 1).flatten(1, 2)
+    return rows
 
 
 def _periods(start: int, stop: int, period: int) -> list[tuple[int, int, int]]:
