@@ -73,6 +73,8 @@ def test_several_values_and_several_keys_are_asked_at_once(prose: Path) -> None:
         told = [line.split(": ")[1].rstrip(".") for line in text.split("\n") if f"for {key} is: " in line]
         assert list(question.expected) == told and len(told) == 4
         assert question.answer == f"{told[0]}, {told[1]}, {told[2]}, and {told[3]}" and question.prefix.endswith("provided text are")
+    keys = [line.split(" for ")[1].split(" is: ")[0] for line in text.split("\n") if " is: " in line]
+    assert len(keys) == 8 and len(set(keys)) == 2 and keys not in ([keys[0]] * 4 + [keys[4]] * 4,)  # values of a key are not in a row
     assert score(first, f"{first.expected[1]} and {first.expected[3]}") == 0.5 and not right(first, first.expected[1])
     assert right(first, first.answer)
     queries = asked(needles(haystack=prose, kind="multi-query"))

@@ -63,6 +63,7 @@ def probed(memories: Memories, ids: Tensor, made: Method) -> MassTally:
         tally = MassTally(runtime.layout.kv_heads)
         with opened_probe(runtime, session, tally) as probe:
             assert probe is not None
+            probe.answer(ids[:PROMPT].tolist(), ids[PROMPT : PROMPT + ANSWER].tolist())  # another answer leaves nothing behind
             probe.answer(ids[TOKENS : TOKENS + PROMPT].tolist(), ids[TOKENS + PROMPT :].tolist())
             probe.groups(1)
         return tally
@@ -84,6 +85,7 @@ def attention(ids: Tensor) -> list[Tensor]:
 def test_mass_is_full_attentions_in_float64_and_shares_are_sums_of_it(memories: Memories, ids: Tensor, seen: list[Any]) -> None:
     tally = probed(memories, ids, method(2))
     truth, layers = attention(ids), loaded()[0].config.num_hidden_layers
+    del seen[: layers * (ANSWER - 1)]  # of the other answer
     alone = [[TOKENS + PROMPT + at] for at in range(ANSWER - 1)]
     grouped = [list(range(128, 256, GROUP)), list(range(256, TOKENS - GROUP + 1, GROUP))]  # forwards end at multiples of 256
     assert len(seen) == layers * (len(alone) + len(grouped))
@@ -102,9 +104,11 @@ def test_mass_is_full_attentions_in_float64_and_shares_are_sums_of_it(memories: 
                 touched = len({token // 32 for token in chosen})
                 best = sorted((float(block[head]) for block in blocks), reverse=True)[:touched]
                 assert float(shares.oracle[head, group]) == pytest.approx(sum(best), abs=1e-4) and 1 <= touched <= 2
+    sums = tally.sums["groups"]
+    grouped_shares = [one[3].chosen.sum() for one in seen[layers * len(alone) + 2 :: layers]]
+    assert float(sums["chosen"][2].sum()) == pytest.approx(float(sum(grouped_shares)))
     sums = tally.sums["decoded"]
-    assert [heads.tolist() for heads in sums["queries"]] == [[ANSWER - 1.0] * 2] * layers
-    assert float(sums["chosen"][2].sum()) == pytest.approx(sum(float(one[3].chosen.sum()) for one in seen[2 : 3 * layers : layers]))
+    assert [heads.tolist() for heads in sums["queries"]] == [[2 * (ANSWER - 1.0)] * 2] * layers
 
 
 @pytest.mark.parametrize("scope", ["kv_head", "layer"])
@@ -117,9 +121,11 @@ def test_an_oracle_never_holds_less_and_all_holds_all(memories: Memories, ids: T
     assert all(torch.allclose(one.chosen, one.available) and torch.allclose(one.oracle, one.available) for *_, one in seen)
 
 
-def test_the_probe_leaves_the_memory_as_it_is(memories: Memories, ids: Tensor) -> None:
+def test_reading_leaves_the_memory_as_it_is(memories: Memories, ids: Tensor) -> None:
     document = Document("text", ids=tuple(ids[:TOKENS].tolist()))
     probed(memories, ids, method(2))
+    with memories.by_full_attention(document, "recall") as (_, session):
+        assert session.engine.final < TOKENS  # it would make the last tokens again
     with memories.by_full_attention(document) as (_, session):
         assert session.engine.kv.length == TOKENS and session.engine.counters.forwards == 0
 
