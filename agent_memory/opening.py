@@ -39,6 +39,7 @@ def open_runtime(settings: Settings) -> Runtime:
         budget=settings.budget,
         window=settings.window,
         backend=settings.backend,
+        attention_shares=settings.attention_shares,
         border=None if settings.border == "off" else settings.border,
     )
 

@@ -93,7 +93,8 @@ class Reply:
         return str(self.turn.meta.get("reasoning", ""))
 
     def facts(self) -> dict[str, Any]:
-        """Where it stands, tokens the Session holds with it and that were read for it, why it ended, and what was recalled, from where."""
+        """Where it stands, tokens the Session holds with it and that were read for it, why it ended, and what was recalled: from where,
+        and with which share of the attention (``score``; see :class:`agent_memory.types.RecalledTurn`)."""
         names = ("turn", "role", "name", "tokens_ago", "score", "tier")
         return {
             "session": self.session,
