@@ -47,6 +47,7 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
             score=None if scores is None else scores[index],
             tier=TIERS[slowest.get(index, 0)],
             text=turns[index].text[:SNIPPET],
+            peak=None if shared is None else float(shared.peaks[turns[index].start : turns[index].stop].max(initial=0.0)),
         )
         for index in ranked
     ]

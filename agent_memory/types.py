@@ -33,7 +33,6 @@ class Budget:
 
     ``cold`` says how spilled Blocks are held: ``exact``, or in 8 or 4 bits a number (``int8``, ``int4``), so that more of them stay
     in memory, on a CPU too. Those are approximate: replies may read them, and then say so; nothing that is kept is made from them.
-
     ``prefetch`` has Blocks that will be wanted soon read from disk in the background.
     """
 
@@ -131,8 +130,9 @@ class RecalledTurn:
     """One turn that took part in a reply through memory.
 
     ``score`` is its attention share: the softmax weight of its recalled tokens, averaged over all attention layers, query heads and
-    tokens of the reply, 0 where it was not read. It says that and no more: not that the answer came from this turn. ``tokens_ago``
-    counts from its last token; ``tier`` is the slowest Tier it was read from.
+    tokens of the reply, 0 where it was not read. It says that and no more: not that the answer came from this turn. ``peak`` is the
+    largest weight one of its tokens got: in one layer, at one token of the reply, on average over the query heads of one KV head.
+    ``tokens_ago`` counts from its last token; ``tier`` is the slowest Tier it was read from.
     """
 
     turn: int
@@ -142,6 +142,7 @@ class RecalledTurn:
     score: float | None
     tier: TierName
     text: str
+    peak: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +153,13 @@ class Recall:
     extra logits a layer may have), ``other_share`` (turns beyond the 32) and ``local_share`` (all else: the latest tokens, the reply's
     own, what is attended to without being chosen) add up to 1. A token of the reply counts with the forward it was chosen from, that
     of the token before it. Scores and shares are None with ``attention_shares`` off, and for replies decoded in kernels on pages; turns
-    are ranked by the share of selections that included a Block of theirs then, which was the score in records that have no shares.
+    are ranked by the share of selections that included a Block of theirs then, which was the score in records without shares.
 
-    ``exact`` is True only if every selection of the reply is the one the same rule makes over every stored key in fp32.
-    ``certified`` says over what the top Blocks were proven (``memory``, ``survivors`` or ``no``). ``damaged`` lists Blocks that
-    were wanted and could not be trusted; they were left out. ``selections`` counts (layer, KV head, group); ``blocks`` the
-    distinct Blocks read; ``keys_scored`` the key vectors scored; ``keys_rescored`` the tokens whose true keys were
-    read to prove the choice. A Block read from ``host-int8`` or ``host-int4`` was approximate (see :class:`Budget`), and then
-    ``exact`` is False.
+    ``exact`` is True only if every selection of the reply is the one the same rule makes over every stored key in fp32, and no Block
+    was read from ``host-int8`` or ``host-int4`` (see :class:`Budget`). ``certified`` says over what the top Blocks were proven
+    (``memory``, ``survivors`` or ``no``). ``damaged`` lists Blocks that were wanted and could not be trusted; they were left out.
+    ``selections`` counts (layer, KV head, group); ``blocks`` the distinct Blocks read; ``keys_scored`` the key vectors scored;
+    ``keys_rescored`` the tokens whose true keys were read to prove the choice.
     """
 
     turns: tuple[RecalledTurn, ...] = ()

@@ -23,11 +23,14 @@ class SharedOut:
         sink: of the first tokens that are always attended, and of the extra logits of layers that have such.
         local: of every other key that was not recalled, and of the reply's own tokens, even where those were read as memory.
         recalled: float64 ``[tokens]``, of each committed token where it was recalled.
+        peaks: fp32 ``[tokens]``, the largest weight each got where it was recalled: in one layer, from one token, on average over the
+            query heads of one KV head.
     """
 
     sink: float
     local: float
     recalled: NDArray[np.float64]
+    peaks: NDArray[np.float32]
 
 
 class AttentionShares:
@@ -42,6 +45,7 @@ class AttentionShares:
         dtype = torch.float32 if device.type == "mps" else torch.float64  # a long reply adds up millions of weights
         self._sink, self._local = (torch.zeros((), dtype=dtype, device=device) for _ in range(2))
         self._recalled = torch.zeros(tokens + 1, dtype=dtype, device=device)
+        self._peaks = torch.zeros(tokens + 1, device=device)
         self._own, self._rows = tokens, 0
 
     def add(self, weights: Weights, attended: Attended, query_heads: int) -> None:
@@ -53,8 +57,10 @@ class AttentionShares:
         if weights.sinks is not None:
             self._sink += weights.sinks
         if attended.recalled:
-            at = tokens[:, attended.sink : near].clamp(0, self._own)  # where there is no key the weight is 0
-            self._recalled.index_add_(0, at.reshape(-1), by_key[:, attended.sink : near].to(self._recalled.dtype).reshape(-1))
+            at = tokens[:, attended.sink : near].clamp(0, self._own).reshape(-1)  # where there is no key the weight is 0
+            self._recalled.index_add_(0, at, by_key[:, attended.sink : near].to(self._recalled.dtype).reshape(-1))
+            peaks = weights.keys[:, attended.sink : near] * (len(weights.keys) / query_heads)
+            self._peaks.scatter_reduce_(0, at, peaks.amax(0) if len(tokens) == 1 else peaks.reshape(-1), "amax")
         self._local += by_key[:, near:].sum()
         self._rows += query_heads
 
@@ -64,4 +70,5 @@ class AttentionShares:
             return None
         recalled = self._recalled.cpu().double().numpy() / self._rows
         own = float(recalled[self._own])
-        return SharedOut(float(self._sink) / self._rows, float(self._local) / self._rows + own, recalled[: self._own])
+        local, peaks = float(self._local) / self._rows + own, self._peaks.cpu().numpy()
+        return SharedOut(float(self._sink) / self._rows, local, recalled[: self._own], peaks[: self._own])

@@ -86,7 +86,8 @@ class Timeline:
         self.kv, self.recent = SessionKV(layout, plan, cache, NoDisk()), RecentQueries()
         self.generator = torch.Generator().manual_seed(5)
         self.keys = [torch.empty(KV_HEADS, 0, DIM) for _ in LAYERS]
-        self.sink, self.local, self.recalled = 0.0, 0.0, torch.zeros(4096, dtype=torch.float64)
+        self.sink, self.local = 0.0, 0.0
+        self.recalled, self.peaks = torch.zeros(2, 4096, dtype=torch.float64)
 
     def feed(self, count: int, shares: AttentionShares | None = None) -> None:
         """So many tokens in one forward; with ``shares``, the last one's attention is added to them, and to what is expected."""
@@ -127,6 +128,7 @@ class Timeline:
             weights = dense.weights(query[None, heads], keys, at[None, None], at[None, -1:], how, part)[0, :, 0]
             recalled, sink = torch.isin(tokens, own), tokens < (0 if sizes is None else sizes.sink)
             self.recalled.index_add_(0, tokens[recalled], weights.sum(0)[recalled])
+            self.peaks[tokens[recalled]] = torch.maximum(self.peaks[tokens[recalled]], weights.mean(0)[recalled])
             self.sink += float(weights[:, sink].sum()) + len(weights) - float(weights.sum())
             self.local += float(weights[:, ~sink & ~recalled].sum())
 
@@ -164,6 +166,7 @@ def test_shares_of_a_reply_are_the_average_over_layers_heads_and_tokens(spec):
     assert got.sink == pytest.approx(timeline.sink / rows, abs=1e-5)
     assert got.local == pytest.approx(timeline.local / rows, abs=1e-5)
     torch.testing.assert_close(torch.from_numpy(got.recalled), timeline.recalled[:1000] / rows, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(got.peaks).double(), timeline.peaks[:1000], atol=1e-5, rtol=0)
     assert got.sink + got.local + got.recalled.sum() == pytest.approx(1, abs=1e-5)
     assert (got.recalled.sum() > 0.01) == timeline.method.recalls
 

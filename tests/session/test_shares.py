@@ -19,8 +19,8 @@ from agent_memory.recall import make_recall
 from agent_memory.session import Session
 from agent_memory.types import GenerationRequest, Recall
 from agent_memory_kernels import paged
+from benchmarks.hiding import Question, hide
 from tests.session.conftest import MakeRuntime, story
-from tests.session.hiding import Question, hide
 from tests.session.test_paged_reply import PROMPT, on_pages, replies
 
 QUESTION = data.question("foo-bar", "version")
@@ -100,6 +100,7 @@ def test_a_turn_has_the_share_of_its_own_tokens(make_runtime: MakeRuntime, monke
             turn = session.timeline.turns(hit.turn, hit.turn + 1)[0]
             assert turn.start % 32 or not turn.index, "its first Block is the turn's before it, too"
             assert hit.score == pytest.approx(found.recalled[turn.start : turn.stop].sum(), abs=1e-12)
+            assert hit.peak == max(found.peaks[turn.start : turn.stop])
         assert recall.other_share == pytest.approx(0, abs=1e-12)
         monkeypatch.setattr(recalls, "MOST_TURNS", 2)
         two = make_recall(trace, session.timeline)
@@ -117,7 +118,7 @@ def test_without_shares_the_same_is_said_and_the_same_turns_are_listed(make_runt
     (on_recall, on_logits, on_tokens), (off_recall, off_logits, off_tokens) = found
     assert on_tokens == off_tokens and torch.equal(on_logits, off_logits)
     assert {hit.turn for hit in on_recall.turns} == {hit.turn for hit in off_recall.turns}
-    assert {hit.score for hit in off_recall.turns} == {None}
+    assert {(hit.score, hit.peak) for hit in off_recall.turns} == {(None, None)}
     assert (off_recall.sink_share, off_recall.local_share, off_recall.other_share) == (None, None, None)
     assert (on_recall.selections, on_recall.tiers) == (off_recall.selections, off_recall.tiers)
 
@@ -163,16 +164,16 @@ def test_a_reply_that_recalls_itself_is_committed_and_its_own_tokens_are_local(m
 def test_hiding_the_turn_with_the_highest_score_hurts_most(make_runtime: MakeRuntime) -> None:
     rng = random.Random(7)
     records = [data.make_record(rng) for _ in range(10)]
-    with make_runtime(budget=None).session("a") as session:
+    runtime = make_runtime(budget=None)
+    with runtime.session("a") as session:
         for record in records:
             session.append("tool", data.render(record, rng.choice(data.LAYOUTS)) + "\n" + data.noise(rng, 6), name="read", prefill=False)
         session.prefill()
         found = []
-        for number in range(4):
-            record = records[number]
-            field = rng.choice(sorted(record.fields))
-            question = Question(data.question(record.name, field), data.answer(record.name, field, record.fields[field]))
-            found.append(hide(session, question, f"question {number}", rng, others=2))
-    assert [each.top for each in found] == list(range(len(found))), "the turn that holds the record"
-    top, others = (np.mean([getattr(each, name) for each in found]) for name in ("top_adds", "others_add"))
+        for record in records[:4]:
+            field, value = rng.choice(sorted(record.fields.items()))
+            question = Question(data.question(record.name, field), data.answer(record.name, field, value))
+            found.append(hide(runtime, session, question, rng))
+    assert [each.scored for each in found] == [each.peaked for each in found] == list(range(len(found))), "the turn that holds the record"
+    top, others = (np.mean([getattr(each, name) for each in found]) for name in ("scored_adds", "others_add"))
     assert top > 5 and top > 5 * abs(others), found
