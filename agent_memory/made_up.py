@@ -14,6 +14,7 @@ from agent_memory_kernels import operations
 
 from .attention.methods import Method
 from .attention.region import LayerRule, rotated
+from .attention.shares import AttentionShares
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
 from .memory.block import NoDisk
@@ -105,9 +106,10 @@ class MadeUpLayer:
         values = torch.randn((heads, count, dim), generator=self.generator)
         return keys.to(self.shape.device, self.shape.dtype), values.to(self.shape.device, self.shape.dtype)
 
-    def decode(self) -> Tensor:
-        """Append one token and attend to it: ``[1, H, d]``."""
+    def decode(self, shares: AttentionShares | None = None) -> Tensor:
+        """Append one token and attend to it, adding up the attention if asked to: ``[1, H, d]``."""
         start, shape = self.kv.length, self.shape
-        step = MemoryStep(self.kv, self.method, self._rotary, operations(), (start, start + 1), self._recent, self.trace)
+        span = (start, start + 1)
+        step = MemoryStep(self.kv, self.method, self._rotary, operations(), span, self._recent, self.trace, shares=shares)
         q = torch.randn((shape.query_heads, 1, shape.head_dim), generator=self.generator).to(shape.device, shape.dtype)
         return step.attend(LayerRule(0, shape.head_dim**-0.5), q, *self.made(1))

@@ -68,6 +68,7 @@ class Runtime:
             where there are some for the method and the model.
         border: tokens up to which a new Session attends to everything, at most the window; ``auto`` measures up to where that costs
             less than to recall (see :attr:`measured`), None leaves it at what is attended beyond.
+        attention_shares: have Recalls say how much of a reply's attention each turn got; without, they are a little cheaper to make.
 
     Raises:
         UnsupportedModel: the model's attention cannot be attached.
@@ -88,11 +89,11 @@ class Runtime:
         timeout: float = 0.0,
         backend: str = "auto",
         border: int | Literal["auto"] | None = "auto",
+        attention_shares: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.attachment: Attachment = attach(model)
-        self.window = window or self.attachment.window
-        self.budget = budget or Budget()
+        self.window, self.budget = window or self.attachment.window, budget or Budget()
         self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.layout = layout_of(self.attachment)
         self.model_id = source if isinstance(source, ModelId) else fingerprint(model, tokenizer, source=source)
@@ -109,7 +110,7 @@ class Runtime:
             unsaved_blocks=unsaved_blocks(plain),
             unread=unread_layers(self.attachment, plain),
         )
-        self._max_turn_tokens, self._timeout = max_turn_tokens, timeout
+        self._max_turn_tokens, self._timeout, self._attention_shares = max_turn_tokens, timeout, attention_shares
         self._owns_store = not isinstance(store, Store)
         self.store = store if isinstance(store, Store) else Store.open(store)
 
@@ -281,7 +282,9 @@ class Runtime:
         def tokens(start: int, stop: int) -> Tensor:
             return torch.from_numpy(timeline.tokens(start, stop).astype("int64"))
 
-        return MemoryEngine(self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages)
+        return MemoryEngine(
+            self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages, self._attention_shares
+        )
 
     def _branch(self, parent: Session, name: str, at: int | None, reinterpret: bool = False) -> Session:
         """A child of an open Session: its rows in the Store, and its keys and values shared with the parent's."""

@@ -25,12 +25,16 @@ class Attended:
         values: ``[G, Hk, n, dv]``.
         tokens: int64 ``[G, S, n]`` token index of each key, -1 where there is none; ``S`` is 1 or ``Hk``.
         queries: int64 ``[G, T]`` token index of each query; the last keys are the queries' own.
+        sink: how many of the first keys are the sink's.
+        recalled: how many of those after them were chosen from memory; all others are local.
     """
 
     keys: Tensor
     values: Tensor
     tokens: Tensor
     queries: Tensor
+    sink: int = 0
+    recalled: int = 0
 
 
 class PositionMap(Protocol):

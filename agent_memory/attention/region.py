@@ -101,14 +101,42 @@ def attend(
     Returns:
         ``[G, H, T, dv]``. GQA pairing is ``h // g``.
     """
+    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops, estimate)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Softmax weights of one query over all it attends to, summed over query heads; together they are the number of query heads.
+
+    Attributes:
+        keys: fp32 ``[Hk, n]``, over the query heads that share a KV head; 0 where a key is not visible.
+        sinks: fp32 ``[]``, what the extra logits of a layer with ``sinks`` take; None where it has none.
+        unread: fp32 ``[]``, what stands for keys that were not read takes; None where nothing does.
+    """
+
+    keys: Tensor
+    sinks: Tensor | None
+    unread: Tensor | None = None
+
+
+def attend_with_last_weights(
+    queries: Tensor,
+    regions: Sequence[Region],
+    rotary: Rotary,
+    rule: LayerRule,
+    ops: Operations,
+    keys: int,
+    estimate: Estimate | None = None,
+) -> tuple[Tensor, Weights]:
+    """As :func:`attend`, bit by bit, and the weights of the last query of the last group.
+
+    The output is not made from these weights: torch's fused attention gives none, and what is only reported must not change a reply.
+
+    Args:
+        keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
+    """
     parts = _parts(queries, regions, rotary, rule.index)
-    if estimate is not None:
-        out = _with_estimate(*_merged(parts, queries, rule, ops), estimate)
-    elif len(parts) == 1 and rule.sinks is None and rule.softcap is None:
-        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
-    else:
-        out, _ = _merged(parts, queries, rule, ops)
-    return out.reshape(*queries.shape[:3], -1)
+    return _output(parts, queries, rule, ops, estimate), _last_weights(parts, regions, rule, keys, queries.shape[2], estimate)
 
 
 def log_sum_exp(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
@@ -162,6 +190,47 @@ def _parts(queries: Tensor, regions: Sequence[Region], rotary: Rotary, layer: in
         k = _rotate(region.keys, psi, rotary, layer)
         parts.append(_Part(q, k, region.values, _bias(region.visible, heads // kv_heads)))
     return parts
+
+
+def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations, estimate: Estimate | None) -> Tensor:
+    """``[G, H, T, dv]`` over all parts, and what stands for keys that are in none."""
+    if estimate is not None:
+        out = _with_estimate(*_merged(parts, queries, rule, ops), estimate)
+    elif len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
+    else:
+        out, _ = _merged(parts, queries, rule, ops)
+    return out.reshape(*queries.shape[:3], -1)
+
+
+def _last_weights(
+    parts: Sequence[_Part], regions: Sequence[Region], rule: LayerRule, keys: int, count: int, estimate: Estimate | None
+) -> Weights:
+    """Weights of the last of ``count`` queries of the last group: one softmax over the logits of all parts."""
+    logits = [_last_logits(part, rule, count) for part in parts]
+    if rule.sinks is None and estimate is None and len(logits) == 1 and logits[0].shape[-1] == keys:
+        return Weights(logits[0].softmax(-1).sum(1), None)
+    if rule.sinks is not None:
+        logits.append(rule.sinks.float().reshape(logits[0].shape[0], -1, 1))
+    if estimate is not None:
+        logits.append(torch.logsumexp(estimate.log_mass[-1, :, count - 1 :: count], dim=-1, keepdim=True))
+    weights = torch.cat(logits, dim=-1).softmax(-1).sum(1)
+    by_key, at = weights.new_zeros((weights.shape[0], keys)), 0
+    for region in regions:  # Regions may name the same keys, each for other queries or heads
+        width = region.keys.shape[2]
+        by_key[:, region.first : region.first + width] += weights[:, at : at + width]
+        at += width
+    unread = None if estimate is None else weights[:, -1].sum()
+    return Weights(by_key, None if rule.sinks is None else weights[:, at].sum(), unread)
+
+
+def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:
+    """Logits ``[Hk, H / Hk, n]`` of the last query, products in the dtype of the keys, the rest in fp32; ``-inf`` hides a key."""
+    query = part.queries[-1, :, count - 1 :: count]
+    logits = torch.matmul(query * rule.scaling, part.keys[-1].transpose(-1, -2)).float()
+    if rule.softcap is not None:
+        logits = rule.softcap * torch.tanh(logits / rule.softcap)
+    return logits if part.bias is None else logits.add_(part.bias[-1, :, -1:])  # all query heads of a query see the same keys
 
 
 def _merged(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:

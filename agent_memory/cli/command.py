@@ -61,6 +61,15 @@ MODEL_OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(help="float32, bfloat16, float16 or auto.", show_default="the checkpoint's own", rich_help_panel="Settings"),
     ],
+    "attention_shares": Annotated[
+        bool | None,
+        typer.Option(
+            "--attention-shares/--no-attention-shares",
+            help="Say how much of a reply's attention each recalled turn got.",
+            show_default="yes",
+            rich_help_panel="Settings",
+        ),
+    ],
     "device_map": Annotated[str | None, typer.Option(help="Where the weights go, as in transformers.", rich_help_panel="Settings")],
     "revision": Annotated[str | None, typer.Option(help="Hub revision of the model.", rich_help_panel="Settings")],
     "gguf_file": Annotated[str | None, typer.Option(help="GGUF file in that folder or hub repository.", rich_help_panel="Settings")],
