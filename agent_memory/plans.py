@@ -90,8 +90,8 @@ def unread_layers(attachment: Attachment, method: Method) -> list[int]:
 
 def least_blocks(method: Method, layout: KVLayout) -> int:
     """Blocks one group may need at one layer: every KV head its own choice; and a Segment to write."""
-    recalled = 0 if method.sizes is None else -(-method.sizes.recalled // BLOCK_TOKENS) * 2
-    return max(recalled * max(layout.kv_heads), SEGMENT_BLOCKS)
+    whole = 0 if method.sizes is None else -(-method.sizes.recalled // BLOCK_TOKENS) * 2
+    return max((method.blocks_read or whole) * max(layout.kv_heads), SEGMENT_BLOCKS)
 
 
 def unsaved_blocks(method: Method) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..types import BLOCK_TOKENS
 from .growing import GrowingRows
 
-PART_TOKENS = 8
+PART_TOKENS = 4
 """Tokens whose values share a mean."""
 
 PARTS = BLOCK_TOKENS // PART_TOKENS

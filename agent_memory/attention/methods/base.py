@@ -47,6 +47,7 @@ class Method:
         choosers: layers that choose; a layer after one of them takes its choice, one before them recalls nothing. None: every
             full-attention layer chooses for itself, as in the papers.
         border: a Session of at most this many tokens is attended whole, at true positions; by default the attended set.
+        blocks_read: Blocks a choice of one KV head reads at most; None: those its tokens fill, and as many for what they cut.
         spec: the line that makes this method again, with every option written out, whatever defaults are by then; None where there is
             none.
     """
@@ -57,6 +58,7 @@ class Method:
     positions: PositionMap = field(default_factory=PackedPositions)
     choosers: frozenset[int] | None = None
     border: int | None = None
+    blocks_read: int | None = None
     spec: str | None = None
 
     def chooses(self, layer: int) -> bool:

@@ -17,10 +17,10 @@ from .spec import spec_of
 ATTENDED_DEFAULT = 2048
 """Tokens attended by default, where the trained window has room for them."""
 
-LOCAL_SHARE = 4
+LOCAL_SHARE = 8
 """One part in this many of the attended set is local by default."""
 
-BLOCKS_READ = 2
+BLOCKS_READ = 4
 """Blocks that recalled tokens are taken from by default, for each that they would fill."""
 
 MASS_OPTIONS = frozenset({"estimate_unread"})
@@ -40,7 +40,7 @@ class Recall:
         attended: tokens of the attended set: sink, recalled, local and group.
         local: tokens before a group that are always attended.
         group: queries that share a choice.
-        blocks: Blocks read for each choice at most; by default twice as many as the recalled tokens would fill, and for ``max``, which
+        blocks: Blocks read for each choice at most; by default four times as many as the recalled tokens would fill, and for ``max``, which
             recalls whole Blocks, as many.
         positions: where recalled Blocks stand: ``true`` at their distance, where the window has room for it; ``packed`` one after another.
         estimate_unread: see :class:`MassConfig`.
@@ -92,7 +92,8 @@ class Recall:
         where, positions = chosen._position_map(score, given.window)
         written = {"score": score, "attended": sizes.attended, "local": sizes.local, "group": sizes.group, "blocks": blocks}
         spec = spec_of("recall", {**written, "positions": where, **named})
-        return Method("recall", sizes, selector, positions, choosers=given.choosers, spec=spec)
+        read = None if score == "max" else blocks
+        return Method("recall", sizes, selector, positions, choosers=given.choosers, blocks_read=read, spec=spec)
 
     def _with_settings(self, settings: Mapping[str, Any]) -> Recall:
         """The options a checkpoint names fill what is not given; none of them where another way of scoring is asked for.

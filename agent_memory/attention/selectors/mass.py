@@ -34,7 +34,7 @@ class MassConfig:
     """How ``recall`` chooses.
 
     Attributes:
-        tokens: recalled tokens of each choice of a KV head, in parts of 8; a multiple of 32.
+        tokens: recalled tokens of each choice of a KV head, in parts of 4; a multiple of 32.
         blocks: Blocks they are taken from at most, those with the largest mass: so many have to be brought from a slower Tier.
         reach: distance in tokens up to which keys are scored at their true distance.
         estimate_unread: attend to the mean values of parts within ``reach`` that are not read, too.
