@@ -67,7 +67,7 @@ def summed_attention(tokens: int, progress: Progress, dtype: torch.dtype = torch
         "head_dim": DIM,
     }
     name = f"attention shares, layer {tokens:,}"
-    yield compare(name, lambda: layer.decode(shares), layer.decode, detail, growth=True, rounds=14)
+    yield compare(name, lambda: layer.decode(shares), layer.decode, detail, growth=True, rounds=60)
 
 
 def dense(tokens: int, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

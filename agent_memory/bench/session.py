@@ -53,10 +53,10 @@ def flatness(store: Path, short: int, long: int, progress: Progress) -> Iterator
             yield compare(name, prefilling(large, ids), prefilling(small, ids), detail, target="at most 1.5x", growth=True, rounds=4)
 
 
-def decoding(session: Session, traced: Callable[[], Trace] | None = None) -> Callable[[], None]:
+def decoding(session: Session, traced: Callable[[], Trace] | None = None, steps: int = REPLY_TOKENS) -> Callable[[], None]:
     """Some steps of a reply, after what is left of the last group; all of it is forgotten again."""
     engine = session.engine
-    tokens = torch.arange(20, 20 + REPLY_TOKENS)
+    tokens = torch.arange(20, 20 + steps)
 
     def run() -> None:
         trace = None if traced is None else traced()
@@ -74,8 +74,9 @@ def attention_shares(store: Path, tokens: int, progress: Progress) -> Iterator[R
     with Runtime.load(store=store, budget=Budget(device=DEVICE)) as runtime, filled(runtime, tokens, progress) as session:
         progress("attention shares: decode steps")
         name, detail = f"attention shares, decode at {tokens:,}", {"tokens": session.tokens, "method": runtime.method(0).name}
-        ours = decoding(session, lambda: summing(session))
-        yield compare(name, ours, decoding(session, Trace), detail, target="at most 1.1x", growth=True, rounds=14)
+        # Many short rounds: the difference is smaller than what other work on the machine adds to a long one.
+        ours, baseline = decoding(session, lambda: summing(session), steps=6), decoding(session, Trace, steps=6)
+        yield compare(name, ours, baseline, detail, target="at most 1.1x", growth=True, rounds=60)
 
 
 def summing(session: Session) -> Trace:
