@@ -33,7 +33,8 @@ class Conversation:
         root: hash a history begins with, of system prompt and tools.
         head_limit: tokens the head may have.
         max_turn_tokens: tokens a turn may have.
-        made_by: what keys and values depend on beside the tokens (method, window, border), of a Session that is new; plain JSON types.
+        made_by: what keys and values depend on beside the tokens (method, window, border), of a new Session whose head has so many
+            tokens; plain JSON types.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class Conversation:
         *,
         head_limit: int,
         max_turn_tokens: int,
-        made_by: Mapping[str, Any] | None = None,
+        made_by: Callable[[int], Mapping[str, Any]],
     ) -> None:
         self.timeline = timeline
         self._chat, self._root = chat, root
-        self._head_limit, self._max_turn_tokens, self._made_by = head_limit, max_turn_tokens, dict(made_by or {})
+        self._head_limit, self._max_turn_tokens, self._made_by = head_limit, max_turn_tokens, made_by
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ class Conversation:
         """
         first = self.timeline.turns(0, 1)
         if not first:
-            return self._made_by
+            return self._made_by(0)
         return {name: first[0].meta[name] for name in ("method", "window", "border") if name in first[0].meta}
 
     def configure(self, system: str | None, tools: Sequence[Mapping[str, Any]]) -> None:
@@ -112,6 +113,10 @@ class Conversation:
             raise TurnTooLarge(f"a turn of {len(ids)} tokens is over max_turn_tokens={self._max_turn_tokens}; split it, or raise the limit")
         chain = self._chat.chain(self._chain(), message)
         return self._commit(message.role, clean_text(message.content), ids, meta_of(message), chain, name=message.name)
+
+    def append_ids(self, ids: Sequence[int]) -> Turn:
+        """Commit token ids as they are, without a chat template around them: a text to be measured."""
+        return self._commit("user", "", ids, {}, self._chain())
 
     def prompt(self) -> list[int]:
         """Ids that ask the model for a reply now."""
@@ -161,5 +166,5 @@ class Conversation:
     ) -> Turn:
         record = None if recall is None else recall.to_dict()
         if self.timeline.turn_count == 0:
-            meta = {**meta, **self._made_by}
+            meta = {**meta, **self._made_by(len(ids) if meta.get("head") else 0)}
         return self.timeline.append_turn(role, text, np.asarray(ids, dtype=np.int32), name=name, chain=chain, meta=meta, recall=record)

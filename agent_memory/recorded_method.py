@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from .attention.methods import Method
-from .types import BLOCK_TOKENS, GROUP_TOKENS
 
-FIRST_VERSION_ATTENDED = 8192
-"""Tokens the first version attended to at most; it wrote no method down."""
+FIRST_VERSION = "recall:score=max"
+"""The only default the first version had, which wrote no method down."""
 
 
 def what_is_recorded(method: Method, window: int, border: int | None) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def method_of(
     method = mine
     if mine.spec is not None and not reinterpret:
         before = int(recorded.get("window", window))
-        written = make(str(recorded.get("method") or _first_version(before)), before)
+        written = make(str(recorded.get("method") or FIRST_VERSION), before)
         if (written.spec, before) != (mine.spec, window):
             method = written
             logging.getLogger(__name__).warning(
@@ -52,10 +51,3 @@ def method_of(
     if border is not None and method.attended is not None:
         method = replace(method, border=max(int(border), method.attended))
     return method
-
-
-def _first_version(window: int) -> str:
-    """The only default the first version had, for a window: seven sixteenths recalled, the rest local."""
-    attended = min(window, FIRST_VERSION_ATTENDED) // BLOCK_TOKENS * BLOCK_TOKENS
-    recalled = attended * 7 // 16 // BLOCK_TOKENS * BLOCK_TOKENS
-    return f"recall:score=max:attended={attended}:local={attended - BLOCK_TOKENS - recalled - GROUP_TOKENS}"

@@ -157,7 +157,11 @@ class Runtime:
         """The method for a Session whose head has that many tokens."""
         if isinstance(self._method, Method):
             return self._method
-        return make_method(self._method, self.window, head, choosers=self._choosers, settings=self._settings)
+        return self.method_named(self._method, head)
+
+    def method_named(self, spec: str, head: int = 0) -> Method:
+        """A method of this model by name, with what its checkpoint names; ConfigError where there is none, or the window does not allow it."""
+        return make_method(spec, self.window, head, choosers=self._choosers, settings=self._settings)
 
     def _layer_shape(self) -> LayerShape:
         """The first layer that recalls."""
@@ -231,7 +235,7 @@ class Runtime:
             lambda system, tools: self._root(timeline.namespace, system, tools),
             head_limit=self.window // HEAD_SHARE,
             max_turn_tokens=self._max_turn_tokens,
-            made_by=what_is_recorded(self.method(0), self.window, self.border),
+            made_by=lambda head: what_is_recorded(self.method(head), self.window, self.border),
         )
         services = Services(
             open_engine=lambda: self._engine(timeline, conversation, reinterpret),

@@ -123,6 +123,12 @@ class Session:
                 self._engine_now().catch_up(self._timeline.token_count, progress)
             return Receipt(turn.index, turn.tokens, durable=True)
 
+    def append_ids(self, ids: Sequence[int]) -> Receipt:
+        """Append token ids as they are, as a user's turn without text; their keys and values are made when they are needed."""
+        with self._held():
+            turn = self._conversation.append_ids(ids)
+            return Receipt(turn.index, turn.tokens, durable=True)
+
     def reply(self, text: str | None = None, **options: Any) -> str:
         """Append a user message, if given, and return the model's reply; ``options`` of :meth:`stream`."""
         return "".join(self.stream(text, **options))

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.methods import make_method
 from ..engine import Counters
 from ..errors import ConfigError
 from ..runtime import Runtime
@@ -105,7 +104,7 @@ def run_perplexity(
             length = _check("length", WINDOWS * window if options.length is None else options.length, window + 1, None)
             alone = _check("alone", window // 2 if options.alone is None else options.alone, 0, length)
             for method in options.methods:
-                make_method(method, window)  # whatever is wrong with one is said before hours went into the others
+                runtime.method_named(method)  # whatever is wrong with one is said before hours went into the others
             texts, skipped = read_texts(runtime.tokenizer, options, length)
             run = _Run(options, window, alone, progress, note, len(texts) * (window + length * len(options.methods)))
             plain = [run.read(runtime, "window", text.name, text.end(window)) for text in texts]

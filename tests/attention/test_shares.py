@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from agent_memory.attention.methods import Method, make_method
-from agent_memory.attention.positions import Attended
-from agent_memory.attention.region import LayerRule, attend, attend_with_last_weights
+from agent_memory.attention.positions import Attended, WindowPositions
+from agent_memory.attention.region import LayerRule, attend, attend_with_last_weights, rotated
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
 from agent_memory.attention.step import MemoryStep, RecentQueries
@@ -82,7 +82,16 @@ class Timeline:
         sizes = self.method.sizes
         keep = None if sizes is None else sizes.attended + 1024
         recalling = tuple(self.method.recalls and width is None for _, width in LAYERS)
-        plan = KVPlan(32 if sizes is None else sizes.sink, keep, recalling, self.noted.keeps, keep, (HEADS,) * len(LAYERS))
+        rotary = dense.Rotations(DIM)
+        plan = KVPlan(
+            32 if sizes is None else sizes.sink,
+            keep,
+            recalling,
+            self.noted.keeps,
+            keep,
+            (HEADS,) * len(LAYERS),
+            lambda layer, x, positions: rotated(x[None], positions, rotary, layer)[0],
+        )
         self.kv, self.recent = SessionKV(layout, plan, cache, NoDisk()), RecentQueries()
         self.generator = torch.Generator().manual_seed(5)
         self.keys = [torch.empty(KV_HEADS, 0, DIM) for _ in LAYERS]
@@ -122,6 +131,8 @@ class Timeline:
             own = chosen[head % len(chosen)]
             tokens = torch.cat([near[0], own[own >= 0]]).sort().values
             at = torch.arange(len(tokens)) if how is PACKED else tokens
+            if how is PACKED and isinstance(self.method.positions, WindowPositions):
+                at = torch.maximum(at, tokens - (i - WINDOW + 1))
             heads = slice(head * 2, head * 2 + 2)
             part = replace(rule, sinks=None if rule.sinks is None else rule.sinks[heads])
             keys = self.keys[index][None, head : head + 1, tokens]
@@ -134,8 +145,10 @@ class Timeline:
 
 
 PLACES = {
-    "recall": PACKED,
-    "recall:pool=false:scope=kv_head:echo=0:vote=max:angle=64": PACKED,
+    "recall:score=max:attended=256:local=112": PACKED,
+    "recall:score=max:pool=false:scope=kv_head:echo=0:vote=max:angle=64": PACKED,
+    "recall:score=mass:estimate_unread=false": PACKED,  # the attended set fills the window: no room for true distances
+    "recall:score=mass:estimate_unread=false+dca": dense.MAPS["dca"],
     "reattention": PACKED,
     "streaming": PACKED,
     "infllm": dense.infllm(WINDOW // 2),
@@ -144,8 +157,8 @@ PLACES = {
     "rerope": dense.MAPS["rerope"],
     "self_extend:neighbours=24:group=4": dense.MAPS["self_extend:neighbours=24:group=4"],
     "string:shift=30:window=8": dense.MAPS["string:shift=30:window=8"],
-    "recall+rerope": dense.MAPS["rerope"],
-    "recall:pool=false:scope=kv_head:echo=0+dca": dense.MAPS["dca"],
+    "recall:score=max+rerope": dense.MAPS["rerope"],
+    "recall:score=max:pool=false:scope=kv_head:echo=0+dca": dense.MAPS["dca"],
 }
 """Methods for the window, and where their keys stand."""
 
@@ -174,7 +187,7 @@ def test_shares_of_a_reply_are_the_average_over_layers_heads_and_tokens(spec):
 def test_a_lost_block_has_no_share():
     totals = []
     for lose in (False, True):
-        timeline = Timeline(make_method("recall", WINDOW), PACKED)
+        timeline = Timeline(make_method("recall:score=max", WINDOW), PACKED)
         for count in (256, 256, 40):
             timeline.feed(count)
         timeline.kv.lost[5] = lose
@@ -185,6 +198,20 @@ def test_a_lost_block_has_no_share():
         assert found is not None and found.sink + found.local + found.recalled.sum() == pytest.approx(1, abs=1e-5)
         totals.append(found.recalled[160:192].sum())
     assert totals[0] > 0 == totals[1]
+
+
+def test_what_is_not_read_has_a_share_where_it_is_estimated():
+    found = {}
+    for estimate in ("true", "false"):
+        timeline = Timeline(make_method(f"recall:attended=128:estimate_unread={estimate}", WINDOW), PACKED)
+        timeline.feed(200)
+        shares = AttentionShares(1000, torch.device("cpu"))
+        timeline.feed(1, shares)
+        got = found[estimate] = shares.result()
+        assert got is not None
+        assert got.sink + got.local + got.recalled.sum() + got.unread == pytest.approx(1, abs=1e-5)
+    assert found["true"].unread > 0.01 and found["false"].unread == 0
+    assert found["true"].recalled.sum() < found["false"].recalled.sum()
 
 
 def test_the_replys_own_tokens_are_local_where_they_are_recalled():

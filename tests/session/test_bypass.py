@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 @pytest.mark.usefixtures("small_sets")
 def test_the_border_is_where_both_cost_the_same(clock: dict[str, float], recall: float, expected: int) -> None:
     clock["recall"] = recall
-    found = break_even(SMALL, make_method("recall", 4000, 0), 4000)
+    found = break_even(SMALL, make_method("recall:score=max", 4000, 0), 4000)
     assert found is not None
     assert found.border == expected
     assert f"up to {expected:,} tokens" in str(found)
@@ -52,14 +52,14 @@ def test_the_border_is_where_both_cost_the_same(clock: dict[str, float], recall:
 
 @pytest.mark.usefixtures("small_sets")
 def test_what_really_runs_is_timed() -> None:
-    found = break_even(SMALL, make_method("recall", 4096, 0), 4096)
+    found = break_even(SMALL, make_method("recall:score=max", 4096, 0), 4096)
     assert found is not None
     assert 512 <= found.border <= 4096
     assert found.recall > 0 < found.dense
 
 
 def test_where_everything_is_attended_anyway_nothing_is_measured() -> None:
-    assert break_even(SMALL, make_method("recall", 4096, 0), 4096) is None
+    assert break_even(SMALL, make_method("recall:score=max", 4096, 0), 4096) is None
     assert break_even(SMALL, make_method("full", 4096, 0), 4096) is None
     assert break_even(SMALL, make_method("streaming", 16_384, 0), 16_384) is None
 

@@ -94,7 +94,7 @@ def test_a_session_of_another_method_is_taken_up(make_runtime: MakeRuntime) -> N
             append(session, TEXTS)
             session.prefill()
         for reader in ("recall", "infllm", "reattention", "rerope"):
-            with make_runtime(method=reader).session(writer) as session:
+            with make_runtime(method=reader).session(writer, reinterpret=True) as session:
                 answer = session.reply("Hello.", max_new_tokens=4)
                 assert isinstance(answer, str)
                 if reader == "infllm" and writer == "streaming":

@@ -67,7 +67,7 @@ def test_the_window_is_part_of_it(make_runtime: MakeRuntime, caplog: pytest.LogC
 
 
 def test_a_session_of_the_first_version_has_its_default(caplog: pytest.LogCaptureFixture) -> None:
-    first = make_method("recall:score=max:attended=512:local=240", 512)
+    first = make_method("recall:score=max:attended=512:local=240:blocks=7", 512)
     mine = make_method("recall:score=mass", 512)
     found = method_of("old", {"border": 512}, mine, 512, make_method)
     assert found.spec == first.spec and found.sizes == first.sizes and found.border == 512

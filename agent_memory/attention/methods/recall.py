@@ -11,7 +11,7 @@ from ...types import BLOCK_TOKENS, GROUP_TOKENS
 from ..positions import PackedPositions, PositionMap, WindowPositions
 from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
 from ..selectors.recall import RecallRule
-from .base import Given, Method, Sizes, bounded, rounded_head
+from .base import Given, Method, Sizes, bounded, derive_sizes, rounded_head
 from .spec import spec_of
 
 ATTENDED_DEFAULT = 2048
@@ -77,7 +77,7 @@ class Recall:
         foreign = sorted(options.keys() & (MAX_OPTIONS if score == "mass" else MASS_OPTIONS))
         if foreign:
             raise ConfigError(f"recall: {foreign[0]} is an option of score={'max' if score == 'mass' else 'mass'}, and score is {score}")
-        sizes = chosen._sizes(given)
+        sizes = chosen._sizes(given, score)
         most = sizes.recalled // BLOCK_TOKENS
         blocks = most * (1 if score == "max" else BLOCKS_READ) if chosen.blocks is None else chosen.blocks
         selector: Selector
@@ -109,13 +109,17 @@ class Recall:
         given = {name: value for name, value in vars(self).items() if value is not None and name != "group"}
         return replace(self, **{**settings, **given})
 
-    def _sizes(self, given: Given) -> Sizes:
+    def _sizes(self, given: Given, score: str) -> Sizes:
         """A sink that covers the head, the local tokens, and recalled Blocks in between."""
+        if score == "max" and self.attended is None and self.local is None:
+            sizes = derive_sizes(given.window, given.head)
+            bounded("recall: group", self.group, 1, sizes.local, f"local and group tokens of a window of {given.window}")
+            return replace(sizes, local=sizes.local + sizes.group - self.group, group=self.group)
         sink = rounded_head(given.head)
         attended = min(ATTENDED_DEFAULT, given.window) if self.attended is None else self.attended
         least = sink + 2 * BLOCK_TOKENS + self.group
         bounded("recall: attended", attended, least, given.window, f"sink, a Block, local tokens and a group; the window of {given.window}")
-        local = attended // LOCAL_SHARE // BLOCK_TOKENS * BLOCK_TOKENS if self.local is None else self.local
+        local = max(attended // LOCAL_SHARE // BLOCK_TOKENS, 1) * BLOCK_TOKENS if self.local is None else self.local
         most = attended - sink - BLOCK_TOKENS
         bounded("recall: group", self.group, 1, most - 1, f"local and group tokens of attended={attended}")
         bounded("recall: local", local, 1, most - self.group, f"what attended={attended} leaves beside sink, a Block and a group")

@@ -134,16 +134,11 @@ def _scored(runtime: Runtime, session: Session, question: Continuation, name: st
     """Each token after all before it, choosing for itself, as those of a reply do; see ``Runtime.score``."""
     with asked_on_a_fork(runtime, session, name) as child:
         start = child.tokens
-        append_ids(child, question.ids)
+        child.append_ids(question.ids)
         stop = child.tokens
         with _seen_logits(runtime) as rows:
             nll = child.engine.losses(range(start + 1, stop), alone=start + 1)
         return Asked(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], False, None)
-
-
-def append_ids(session: Session, ids: Sequence[int]) -> None:
-    """Commit token ids as they are, without a chat template around them."""
-    session.timeline.append_turn("user", "", ids, chain="")
 
 
 @contextmanager

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ...attention.methods import make_method
 from ...errors import ConfigError
-from ...plans import named_choosers
 from ...runtime import Runtime
 from ...types import Budget
 from ..work import Progress, Work
@@ -112,7 +110,7 @@ def _rule(runtime: Runtime, spec: str) -> dict[str, str]:
     Raises:
         ConfigError: no such method or option.
     """
-    method = make_method(spec, runtime.window, choosers=named_choosers(runtime.model.config))
+    method = runtime.method_named(spec)
     rules = [repr(part) for part in vars(method.selector).values() if is_dataclass(part)]
     choosers = "all" if method.choosers is None else repr(sorted(method.choosers))
     return {"method": spec, "sizes": repr(method.sizes), "rule": " ".join(rules), "choosers": choosers}

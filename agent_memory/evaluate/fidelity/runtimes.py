@@ -21,7 +21,6 @@ from ...memory.sizes import parse_size
 from ...runtime import Runtime
 from ...session import Session
 from ...types import Budget, KVLayout
-from .asking import append_ids
 from .documents import Document, digest
 
 MakeRuntime = Callable[..., Runtime]
@@ -113,7 +112,7 @@ def _reinterpreted(runtime: Runtime, name: str, namespace: str) -> Session:
 def _fill(session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
     """Append what a Session does not hold yet: an earlier run may have been stopped half-way."""
     if document.ids and not session.tokens:
-        append_ids(session, document.ids)
+        session.append_ids(document.ids)
     if document.system is not None:
         session.configure(system=document.system)
     held = sum(not turn.meta.get("head") for turn in session.turns())
