@@ -160,7 +160,7 @@ class Runtime:
         return self.method_named(self._method, head)
 
     def method_named(self, spec: str, head: int = 0) -> Method:
-        """A method of this model by name, with what its checkpoint names; ConfigError where there is none, or the window does not allow it."""
+        """A method for this model, with what its checkpoint names; ConfigError for one that cannot be."""
         return make_method(spec, self.window, head, choosers=self._choosers, settings=self._settings)
 
     def _layer_shape(self) -> LayerShape:

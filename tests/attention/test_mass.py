@@ -79,7 +79,8 @@ def weights(keys: Tensor, queries: Tensor, position: int, reach: int) -> Tensor:
     distance = (position - torch.arange(keys.shape[1])).clamp(max=reach)
     turned = turn(keys, (reach - distance) + 0 * distance).double()
     query = turn(queries[0], torch.tensor([reach])).double()
-    return torch.einsum("hd,hnd->hn", query[:, 0], turned.repeat_interleave(HEADS // KV, 0)) * SCALE
+    products: Tensor = torch.einsum("hd,hnd->hn", query[:, 0], turned.repeat_interleave(HEADS // KV, 0))
+    return products * SCALE
 
 
 @pytest.mark.parametrize("reach", [2000, 500])
@@ -137,7 +138,7 @@ def test_a_query_that_looks_at_its_neighbours_has_little_to_say():
     for near, expected in (([-1e9, 1e9], 3), ([1e9, -1e9], 28)):
         ask = ask_of(two, 1600, 32, 1600)
         rows = torch.tensor(near).repeat(HEADS // KV)[None, None].expand(1, KV, -1)
-        shown = Ask(ask.queries, 2, ask.bounds, 0, ask.rotate, ask.positions, None, lambda rows=rows: rows)
+        shown = Ask(ask.queries, 2, ask.bounds, 0, ask.rotate, ask.positions, None, partial(torch.clone, rows))
         (chosen,) = MassSelector(config, operations()).select([shown], SCALE, layer)
         assert set(chosen.tokens.div(BLOCK, rounding_mode="floor").unique().tolist()) <= {expected, expected + 1}
 

@@ -201,14 +201,15 @@ def test_a_lost_block_has_no_share():
 
 
 def test_what_is_not_read_has_a_share_where_it_is_estimated():
-    found = {}
+    found: dict[str, SharedOut] = {}
     for estimate in ("true", "false"):
         timeline = Timeline(make_method(f"recall:attended=128:estimate_unread={estimate}", WINDOW), PACKED)
         timeline.feed(200)
         shares = AttentionShares(1000, torch.device("cpu"))
         timeline.feed(1, shares)
-        got = found[estimate] = shares.result()
+        got = shares.result()
         assert got is not None
+        found[estimate] = got
         assert got.sink + got.local + got.recalled.sum() + got.unread == pytest.approx(1, abs=1e-5)
     assert found["true"].unread > 0.01 and found["false"].unread == 0
     assert found["true"].recalled.sum() < found["false"].recalled.sum()

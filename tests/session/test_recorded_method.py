@@ -36,7 +36,9 @@ def test_a_session_keeps_its_method(make_runtime: MakeRuntime, caplog: pytest.Lo
         caplog.clear()
         with make_runtime(method=other, border=None).session("a") as session:
             assert spec_in_use(session) == made
-            with session.fork(f"fork-{other.replace(':', '-')}", at=session.last_turn.index - 1) as child:
+            last = session.last_turn
+            assert last is not None
+            with session.fork(f"fork-{other.replace(':', '-')}", at=last.index - 1) as child:
                 assert spec_in_use(child) == made
                 assert child.reply("What is it about?", max_new_tokens=8) == said
         assert "keeps the method its memory was made with" in caplog.text and made in caplog.text
