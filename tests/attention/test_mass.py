@@ -20,7 +20,7 @@ from agent_memory.memory.value_means import PART_TOKENS, PARTS, means_of, value_
 from agent_memory_kernels import operations
 
 BLOCK, HEADS, KV, DIM = 32, 6, 2, 32
-SCALE = DIM**-0.5
+SCALE: float = DIM**-0.5
 
 
 class Rotary:
