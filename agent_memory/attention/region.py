@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -103,15 +104,21 @@ class Weights:
 def attend_with_last_weights(
     queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, keys: int
 ) -> tuple[Tensor, Weights]:
-    """As :func:`attend`, bit by bit, and the weights of the last query of the last group.
+    """As :func:`attend`, and the weights of the last query of the last group.
 
-    The output is not made from these weights: torch's fused attention gives none, and what is only reported must not change a reply.
+    A single query in fp32 has its output made from these weights: that costs less than torch's fused attention, which gives none, and
+    products with the keys once more. In 16 bits logits would be rounded on the way, which the fused attention does not do.
 
     Args:
         keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
     """
     parts = _parts(queries, regions, rotary, rule.index)
-    return _output(parts, queries, rule, ops), _last_weights(parts, regions, rule, keys, queries.shape[2])
+    shares = _last_shares(parts, rule, queries.shape[2])
+    if queries.shape[0] == queries.shape[2] == 1 and queries.dtype == torch.float32:
+        out = _weighted(shares, parts).reshape(*queries.shape[:3], -1)
+    else:
+        out = _output(parts, queries, rule, ops)
+    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None)
 
 
 def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
@@ -162,20 +169,31 @@ def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Opera
     return out.reshape(*queries.shape[:3], -1)
 
 
-def _last_weights(parts: Sequence[_Part], regions: Sequence[Region], rule: LayerRule, keys: int, count: int) -> Weights:
-    """Weights of the last of ``count`` queries of the last group: one softmax over the logits of all parts."""
+def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int) -> Tensor:
+    """Softmax ``[Hk, H / Hk, n]`` of the last of ``count`` queries of the last group over the keys of all parts, and over the sinks."""
     logits = [_last_logits(part, rule, count) for part in parts]
-    if rule.sinks is None and len(logits) == 1 and logits[0].shape[-1] == keys:
-        return Weights(logits[0].softmax(-1).sum(1), None)
     if rule.sinks is not None:
         logits.append(rule.sinks.float().reshape(logits[0].shape[0], -1, 1))
-    weights = torch.cat(logits, dim=-1).softmax(-1).sum(1)
-    by_key, at = weights.new_zeros((weights.shape[0], keys)), 0
+    return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).softmax(-1)
+
+
+def _weighted(shares: Tensor, parts: Sequence[_Part]) -> Tensor:
+    """Output ``[Hk, H / Hk, dv]`` of the query that has these shares."""
+    ends = list(accumulate(part.keys.shape[2] for part in parts))
+    outputs = [shares[..., end - part.keys.shape[2] : end] @ part.values[0] for end, part in zip(ends, parts, strict=True)]
+    return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+
+def _by_key(shares: Tensor, regions: Sequence[Region], keys: int, sinks: bool) -> Weights:
+    """Shares ``[Hk, n]`` of the Regions' keys, and the sinks', by attended key."""
+    if not sinks and len(regions) == 1 and shares.shape[1] == keys:
+        return Weights(shares, None)
+    by_key, at = shares.new_zeros((shares.shape[0], keys)), 0
     for region in regions:  # Regions may name the same keys, each for other queries or heads
         width = region.keys.shape[2]
-        by_key[:, region.first : region.first + width] += weights[:, at : at + width]
+        by_key[:, region.first : region.first + width] += shares[:, at : at + width]
         at += width
-    return Weights(by_key, None if rule.sinks is None else weights[:, at:].sum())
+    return Weights(by_key, shares[:, at:].sum() if sinks else None)
 
 
 def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:

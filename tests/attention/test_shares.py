@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agent_memory.attention.methods import Method, make_method
-from agent_memory.attention.positions import Attended
+from agent_memory.attention.positions import Attended, TruePositions
 from agent_memory.attention.region import LayerRule, attend, attend_with_last_weights
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
@@ -39,15 +39,18 @@ LAYERS = [
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("scope", "count"), [(1, 1), (SCOPE, 1), (SCOPE, 16)])
 @pytest.mark.parametrize("spec", PLACED)
-def test_weights_of_the_last_query_are_the_formula_and_the_output_is_untouched(spec, scope, count, rule):
-    tokens, asked = dense.sparse(scope, count, seed=scope + count)
+def test_weights_of_the_last_query_and_the_output_are_the_formula(spec, scope, count, rule):
+    tokens, asked = dense.sparse(scope, count, seed=scope + count, starts=(2, 700) if count > 1 else (1203,))
     queries, attended = case(tokens, asked)
     regions = make_method(spec, dense.WINDOW).positions.regions(attended)
     layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
     given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
     out, weights = attend_with_last_weights(*given, tokens.shape[-1])
-    expected = dense.weights(queries, attended.keys, tokens, asked, PLACED[spec], RULES[rule])[-1, :, -1]
-    assert torch.equal(out, attend(*given))
+    by_formula = tokens, asked, PLACED[spec], RULES[rule]
+    expected = dense.weights(queries, attended.keys, *by_formula)[-1, :, -1]
+    torch.testing.assert_close(out.double(), dense.attention(queries, attended.keys, attended.values, *by_formula), atol=1e-4, rtol=0)
+    if count > 1:
+        assert torch.equal(out, attend(*given)), "made as without the weights"
     by_kv_head = expected.unflatten(0, (SCOPE, -1)).sum(1)
     torch.testing.assert_close(weights.keys.double(), by_kv_head, atol=2e-5, rtol=0)
     assert (weights.sinks is None) == (RULES[rule].sinks is None)
@@ -150,6 +153,25 @@ PLACES = {
 """Methods for the window, and where their keys stand."""
 
 
+def test_a_single_query_in_16_bits_is_attended_to_as_without_the_weights():
+    """Its logits would be rounded to 16 bits on the way."""
+    queries, attended = case(*dense.sparse(1, 1, seed=2, starts=(700,)))
+    half = Attended(attended.keys.bfloat16(), attended.values.bfloat16(), attended.tokens, attended.queries)
+    regions = make_method("recall", WINDOW).positions.regions(half)
+    given = (queries.bfloat16(), regions, Rounded(queries.shape[-1]), LayerRule(0, 0.25), operations())
+    out, weights = attend_with_last_weights(*given, half.tokens.shape[-1])
+    assert torch.equal(out, attend(*given))
+    assert weights.keys.dtype == torch.float32 and float(weights.keys.sum()) == pytest.approx(len(queries[0]), abs=1e-5)
+
+
+class Rounded(dense.Rotations):
+    """Rotations of bfloat16."""
+
+    def cos_sin(self, layer, positions):
+        cos, sin = super().cos_sin(layer, positions)
+        return cos.bfloat16(), sin.bfloat16()
+
+
 @pytest.mark.parametrize("spec", PLACES)
 def test_shares_of_a_reply_are_the_average_over_layers_heads_and_tokens(spec):
     timeline = Timeline(make_method(spec, WINDOW), PLACES[spec])
@@ -185,6 +207,15 @@ def test_a_lost_block_has_no_share():
         assert found is not None and found.sink + found.local + found.recalled.sum() == pytest.approx(1, abs=1e-5)
         totals.append(found.recalled[160:192].sum())
     assert totals[0] > 0 == totals[1]
+
+
+def test_keys_that_no_region_has_get_no_weight():
+    tokens = torch.tensor([[[-1, 3, 4, 5, -1, 9]]])
+    queries, attended = case(tokens, torch.tensor([[9]]))
+    regions = TruePositions(6).regions(attended)
+    assert [region.first for region in regions] == [2]
+    _, weights = attend_with_last_weights(queries, regions, dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations(), 6)
+    assert (weights.keys > 0).any(0).tolist() == [False, False, True, True, False, True]
 
 
 def test_the_replys_own_tokens_are_local_where_they_are_recalled():
