@@ -35,8 +35,9 @@ class Settings(BaseSettings):
     Attributes:
         store: folder (or SQLAlchemy URL) of the Store.
         namespace: tenant whose Sessions are meant.
-        model: local folder or hub id; None is the pocket model.
+        model: local folder, GGUF file, hub id, or ``smollm2``; None is the pocket model.
         revision: hub revision of ``model``.
+        gguf_file: GGUF file in the folder or the hub's repository that ``model`` names.
         method: how memory takes part in attention.
         device: bytes the device Tier may hold; sizes may be written ``"8GiB"``.
         host: bytes the host Tier may hold.
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     namespace: Text = "default"
     model: Text | None = None
     revision: Text | None = None
+    gguf_file: Text | None = None
     method: Text = "recall"
     device: Size = 256 << 20
     host: Size = 256 << 20

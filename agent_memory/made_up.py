@@ -13,7 +13,7 @@ from torch import Tensor
 from agent_memory_kernels import operations
 
 from .attention.methods import Method
-from .attention.region import LayerRule
+from .attention.region import LayerRule, rotated
 from .attention.shares import AttentionShares
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
@@ -82,9 +82,16 @@ class MadeUpLayer:
         layout = KVLayout((shape.kv_heads,), (shape.head_dim,), str(shape.dtype).removeprefix("torch."))
         room = 2 * shape.kv_heads * shape.head_dim * shape.dtype.itemsize * (tokens + 16_384)
         cache = TieredCache(layout, Budget(device=room), shape.device, min_blocks=256, unsaved_blocks=256, host_bytes=0)
-        plan = KVPlan(method.sizes.sink, method.attended + 1024, (True,), method.selector.keeps, method.attended)
+        self._rotary = _Rotary(shape, max(method.attended, method.sizes.attended, 2 * (method.selector.keeps.distances or 0)) + 64)
+        plan = KVPlan(
+            method.sizes.sink,
+            method.attended + 1024,
+            (True,),
+            method.selector.keeps,
+            method.attended,
+            rotate=lambda layer, x, positions: rotated(x[None], positions, self._rotary, layer)[0],
+        )
         self.kv = SessionKV(layout, plan, cache, NoDisk())
-        self._rotary = _Rotary(shape, max(method.attended, method.sizes.attended) + 64)
         self._recent, self.trace = RecentQueries(), Trace()
         made = self.made(min(tokens, AT_ONCE))
         for at in range(0, tokens, AT_ONCE):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from agent_memory.config import Settings
 from agent_memory.history import Histories
 from agent_memory.runtime import Runtime
+from agent_memory.types import ModelId
 
 _shared: dict[tuple[int, Settings], Histories] = {}
 _mutex = threading.Lock()
@@ -19,8 +20,20 @@ _mutex = threading.Lock()
 settings have to find each other, however they were copied. In a forked process it counts as empty."""
 
 
-def open_runtime(settings: Settings) -> Runtime:
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer, ready to run, and their fingerprint."""
+
+    model: Any
+    tokenizer: Any
+    model_id: ModelId
+
+
+def open_runtime(settings: Settings, loaded: LoadedModel | None = None) -> Runtime:
     """Load the model of ``settings`` over their Store.
+
+    Args:
+        settings: what the user set.
+        loaded: a model that was loaded by these settings already, of another Runtime.
 
     Raises:
         ModelError: no such model, or one that cannot be attached.
@@ -28,19 +41,21 @@ def open_runtime(settings: Settings) -> Runtime:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    options: dict[str, Any] = {
+        "store": settings.store, "method": settings.method, "budget": settings.budget, "window": settings.window,
+        "backend": settings.backend, "border": None if settings.border == "off" else settings.border,
+        "attention_shares": settings.attention_shares,
+    }  # fmt: skip
+    if loaded is not None:
+        return Runtime(loaded.model, loaded.tokenizer, source=loaded.model_id, **options)
     return Runtime.load(
         settings.model,
         revision=settings.revision,
+        gguf_file=settings.gguf_file,
         dtype=settings.dtype,
         device_map=settings.device_map,
         trust_remote_code=settings.trust_remote_code,
-        store=settings.store,
-        method=settings.method,
-        budget=settings.budget,
-        window=settings.window,
-        backend=settings.backend,
-        attention_shares=settings.attention_shares,
-        border=None if settings.border == "off" else settings.border,
+        **options,
     )
 
 

@@ -64,6 +64,7 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
         damaged=tuple(sorted(trace.damaged)),
         sink_share=None if shared is None else shared.sink,
         local_share=None if shared is None else shared.local,
+        unread_share=None if shared is None else shared.unread,
         other_share=None if shared is None or scores is None else _unlisted(shared, scores, ranked),
     )
 

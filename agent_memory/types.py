@@ -150,8 +150,9 @@ class Recall:
     """What memory contributed to one reply, for people.
 
     ``turns`` hold the Blocks that were read, at most 32 of them, highest score first. The scores, ``sink_share`` (the first tokens, and
-    extra logits a layer may have), ``other_share`` (turns beyond the 32) and ``local_share`` (all else: the latest tokens, the reply's
-    own, what is attended to without being chosen) add up to 1. A token of the reply counts with the forward it was chosen from, that
+    extra logits a layer may have), ``other_share`` (turns beyond the 32), ``unread_share`` (what was not read, and is attended to by means
+    of its values: option ``estimate_unread`` of ``recall``) and ``local_share`` (all else: the latest tokens, the reply's own, what is
+    attended to without being chosen) add up to 1. A token of the reply counts with the forward it was chosen from, that
     of the token before it. Scores and shares are None with ``attention_shares`` off, and for replies decoded in kernels on pages; turns
     are ranked by the share of selections that included a Block of theirs then, which was the score in records without shares.
 
@@ -174,6 +175,7 @@ class Recall:
     sink_share: float | None = None
     local_share: float | None = None
     other_share: float | None = None
+    unread_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

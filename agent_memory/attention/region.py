@@ -56,6 +56,20 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What stands for keys that are not read: parts of the timeline, each with the mean of its values.
+
+    Attributes:
+        log_mass: fp32 ``[G, Hk, m, n]``, log-sum-exp of the logits of each part's keys; -inf where a part does not take part. Rows of a GQA
+            group come query head by query head.
+        values: ``[n, Hk, dv]``, the mean of each part.
+    """
+
+    log_mass: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LayerRule:
     """What a model's layer does besides rotation.
 
@@ -72,7 +86,9 @@ class LayerRule:
     softcap: float | None = None
 
 
-def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
+def attend(
+    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, estimate: Estimate | None = None
+) -> Tensor:
     """Attention of query groups over disjoint Regions.
 
     Args:
@@ -81,11 +97,12 @@ def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: Lay
         rotary: rotation of the model.
         rule: the layer's scale, sinks and softcap.
         ops: kernel implementation.
+        estimate: what stands for keys that are in no Region.
 
     Returns:
         ``[G, H, T, dv]``. GQA pairing is ``h // g``.
     """
-    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops)
+    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops, estimate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +112,22 @@ class Weights:
     Attributes:
         keys: fp32 ``[Hk, n]``, over the query heads that share a KV head; 0 where a key is not visible.
         sinks: fp32 ``[]``, what the extra logits of a layer with ``sinks`` take; None where it has none.
+        unread: fp32 ``[]``, what stands for keys that were not read takes; None where nothing does.
     """
 
     keys: Tensor
     sinks: Tensor | None
+    unread: Tensor | None = None
 
 
 def attend_with_last_weights(
-    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, keys: int
+    queries: Tensor,
+    regions: Sequence[Region],
+    rotary: Rotary,
+    rule: LayerRule,
+    ops: Operations,
+    keys: int,
+    estimate: Estimate | None = None,
 ) -> tuple[Tensor, Weights]:
     """As :func:`attend`, and the weights of the last query of the last group.
 
@@ -113,12 +138,18 @@ def attend_with_last_weights(
         keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
     """
     parts = _parts(queries, regions, rotary, rule.index)
-    shares = _last_shares(parts, rule, queries.shape[2])
+    shares = _last_shares(parts, rule, queries.shape[2], estimate)
     if queries.shape[0] == queries.shape[2] == 1 and queries.dtype == torch.float32:
-        out = _weighted(shares, parts).reshape(*queries.shape[:3], -1)
+        out = _weighted(shares, parts, estimate).reshape(*queries.shape[:3], -1)
     else:
-        out = _output(parts, queries, rule, ops)
-    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None)
+        out = _output(parts, queries, rule, ops, estimate)
+    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None, estimate is not None)
+
+
+def log_sum_exp(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
+    """fp32 ``[G, Hk, m]``: log of the sum of attention weights ``queries [G, H, T, d]`` give Regions before they are normalised, the
+    layer's extra logits included. Rows of a GQA group come query head by query head."""
+    return _merged(_parts(queries, regions, rotary, rule.index), queries, rule, ops)[1]
 
 
 def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
@@ -134,6 +165,14 @@ def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary,
     bias = _additive(regions[0].visible)
     mass = ops.column_mass(first.queries.reshape(*rows, queries.shape[-1]), first.keys, bias, lse.reshape(rows), rule.scaling, rule.softcap)
     return out.reshape(*queries.shape[:3], -1), mass.flatten(1, 2)
+
+
+def _with_estimate(out: Tensor, lse: Tensor, estimate: Estimate) -> Tensor:
+    """Attention ``out [G, Hk, m, dv]`` with log-sum-exp ``lse [G, Hk, m]``, joined with what stands for the keys left out."""
+    total = torch.logaddexp(lse, torch.logsumexp(estimate.log_mass, dim=-1))
+    weights = torch.exp(estimate.log_mass - total[..., None])
+    means = estimate.values.float().transpose(0, 1)
+    return (out.float() * torch.exp(lse - total)[..., None] + weights @ means).to(out.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,40 +199,51 @@ def _parts(queries: Tensor, regions: Sequence[Region], rotary: Rotary, layer: in
     return parts
 
 
-def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations) -> Tensor:
-    """``[G, H, T, dv]`` over all parts."""
-    if len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations, estimate: Estimate | None) -> Tensor:
+    """``[G, H, T, dv]`` over all parts, and what stands for keys that are in none."""
+    if estimate is not None:
+        out = _with_estimate(*_merged(parts, queries, rule, ops), estimate)
+    elif len(parts) == 1 and rule.sinks is None and rule.softcap is None:
         out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
     else:
         out, _ = _merged(parts, queries, rule, ops)
     return out.reshape(*queries.shape[:3], -1)
 
 
-def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int) -> Tensor:
-    """Softmax ``[Hk, H / Hk, n]`` of the last of ``count`` queries of the last group over the keys of all parts, and over the sinks."""
+def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int, estimate: Estimate | None) -> Tensor:
+    """Softmax ``[Hk, H / Hk, n]`` of the last of ``count`` queries of the last group over the keys of all parts, then the extra logits,
+    then what stands for keys that were not read."""
     logits = [_last_logits(part, rule, count) for part in parts]
     if rule.sinks is not None:
         logits.append(rule.sinks.float().reshape(logits[0].shape[0], -1, 1))
+    if estimate is not None:
+        logits.append(torch.logsumexp(estimate.log_mass[-1, :, count - 1 :: count], dim=-1, keepdim=True))
     return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).softmax(-1)
 
 
-def _weighted(shares: Tensor, parts: Sequence[_Part]) -> Tensor:
-    """Output ``[Hk, H / Hk, dv]`` of the query that has these shares."""
+def _weighted(shares: Tensor, parts: Sequence[_Part], estimate: Estimate | None) -> Tensor:
+    """Output ``[Hk, H / Hk, dv]`` of the one query that has these shares."""
     ends = list(accumulate(part.keys.shape[2] for part in parts))
     outputs = [shares[..., end - part.keys.shape[2] : end] @ part.values[0] for end, part in zip(ends, parts, strict=True)]
+    if estimate is not None:
+        total = torch.logsumexp(estimate.log_mass[0], dim=-1, keepdim=True)
+        within = torch.exp(
+            estimate.log_mass[0] - total.masked_fill(total == float("-inf"), 0.0)
+        )  # where nothing was left out the share is 0
+        outputs.append(within * shares[..., -1:] @ estimate.values.float().transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
 
-def _by_key(shares: Tensor, regions: Sequence[Region], keys: int, sinks: bool) -> Weights:
-    """Shares ``[Hk, n]`` of the Regions' keys, and the sinks', by attended key."""
-    if not sinks and len(regions) == 1 and shares.shape[1] == keys:
+def _by_key(shares: Tensor, regions: Sequence[Region], keys: int, sinks: bool, estimated: bool) -> Weights:
+    """Shares ``[Hk, n]`` of the Regions' keys by attended key, and those of extra logits and of what was not read."""
+    if not sinks and not estimated and len(regions) == 1 and shares.shape[1] == keys:
         return Weights(shares, None)
     by_key, at = shares.new_zeros((shares.shape[0], keys)), 0
     for region in regions:  # Regions may name the same keys, each for other queries or heads
         width = region.keys.shape[2]
         by_key[:, region.first : region.first + width] += shares[:, at : at + width]
         at += width
-    return Weights(by_key, shares[:, at:].sum() if sinks else None)
+    return Weights(by_key, shares[:, at].sum() if sinks else None, shares[:, -1].sum() if estimated else None)
 
 
 def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:
@@ -259,10 +309,10 @@ def _at(table: Tensor, positions: Tensor) -> Tensor:
     return table.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
 
 
-def rotated(x: Tensor, position: int, rotary: Rotary, layer: int) -> Tensor:
-    """``x [G, H, T, d]`` at one position."""
-    cos, sin = rotary.table(layer, position + 1)
-    return rotary.rotate(layer, x, cos[:, position:].expand(-1, x.shape[2], -1), sin[:, position:].expand(-1, x.shape[2], -1))
+def rotated(x: Tensor, positions: Tensor, rotary: Rotary, layer: int) -> Tensor:
+    """``x [G, H, T, d]`` at integer positions ``[T]``, ``[G, T]`` or ``[G, H, T]``."""
+    cos, sin = rotary.table(layer, int(positions.max()) + 1)
+    return _rotate(x, (_at(cos[0], positions), _at(sin[0], positions)), rotary, layer)
 
 
 def _rotate(x: Tensor, pair: Pair, rotary: Rotary, layer: int) -> Tensor:

@@ -17,12 +17,13 @@ from .region import Weights
 
 @dataclass(frozen=True, slots=True)
 class SharedOut:
-    """Attention shares; ``sink + local + recalled.sum()`` is 1.
+    """Attention shares; ``sink + local + recalled.sum() + unread`` is 1.
 
     Attributes:
         sink: of the first tokens that are always attended, and of the extra logits of layers that have such.
         local: of every other key that was not recalled, and of the reply's own tokens, even where those were read as memory.
         recalled: float64 ``[tokens]``, of each committed token where it was recalled.
+        unread: of what stood for keys that were not read.
         peaks: fp32 ``[tokens]``, the largest weight each got where it was recalled: in one layer, from one token, on average over the
             query heads of one KV head.
     """
@@ -30,6 +31,7 @@ class SharedOut:
     sink: float
     local: float
     recalled: NDArray[np.float64]
+    unread: float
     peaks: NDArray[np.float32]
 
 
@@ -43,7 +45,7 @@ class AttentionShares:
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64  # a long reply adds up millions of weights
-        self._sink, self._local = (torch.zeros((), dtype=dtype, device=device) for _ in range(2))
+        self._sink, self._local, self._unread = (torch.zeros((), dtype=dtype, device=device) for _ in range(3))
         self._recalled = torch.zeros(tokens + 1, dtype=dtype, device=device)
         self._peaks = torch.zeros(tokens + 1, device=device)
         self._own, self._rows = tokens, 0
@@ -56,6 +58,8 @@ class AttentionShares:
             self._sink += by_key[:, : attended.sink].sum()
         if weights.sinks is not None:
             self._sink += weights.sinks
+        if weights.unread is not None:
+            self._unread += weights.unread
         if attended.recalled:
             at = tokens[:, attended.sink : near].clamp(0, self._own).reshape(-1)  # where there is no key the weight is 0
             self._recalled.index_add_(0, at, by_key[:, attended.sink : near].to(self._recalled.dtype).reshape(-1))
@@ -71,4 +75,5 @@ class AttentionShares:
         recalled = self._recalled.cpu().double().numpy() / self._rows
         own = float(recalled[self._own])
         local, peaks = float(self._local) / self._rows + own, self._peaks.cpu().numpy()
-        return SharedOut(float(self._sink) / self._rows, local, recalled[: self._own], peaks[: self._own])
+        unread = float(self._unread) / self._rows
+        return SharedOut(float(self._sink) / self._rows, local, recalled[: self._own], unread, peaks[: self._own])

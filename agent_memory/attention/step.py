@@ -8,7 +8,8 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .pieces import Piece, cut
 from .positions import Attended, PositionMap, TruePositions, true_but_split
-from .region import LayerRule, Rotary, attend, attend_and_weigh, attend_with_last_weights, rotated
-from .selectors import Ask, Bounds, Selection
+from .region import Estimate, LayerRule, Rotary, attend, attend_and_weigh, attend_with_last_weights, log_sum_exp, rotated
+from .selectors import Ask, Bounds, Selection, Unread
 from .shares import AttentionShares
 from .trace import Trace
 
@@ -145,14 +146,23 @@ class MemoryStep:
         first = 0 if width is None else max(0, start - width + 1)
         return self._attend(rule, q[None], self._whole(rule, first, start, stop), positions, (start, stop))[0].transpose(0, 1)
 
-    def _attend(self, rule: LayerRule, queries: Tensor, attended: Attended, positions: PositionMap, span: tuple[int, int]) -> Tensor:
-        """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys."""
+    def _attend(
+        self,
+        rule: LayerRule,
+        queries: Tensor,
+        attended: Attended,
+        positions: PositionMap,
+        span: tuple[int, int],
+        unread: Unread | None = None,
+    ) -> Tensor:
+        """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys and what stands for those not read."""
         regions = positions.regions(attended)
         if self._trace is not None and span[0] >= self._since:
             self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
+        estimate = None if unread is None else Estimate(unread.log_mass, unread.values)
         if self._shares is None or span[1] != self.stop:
-            return attend(queries, regions, self.rotary, rule, self.ops)
-        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, attended.tokens.shape[-1])
+            return attend(queries, regions, self.rotary, rule, self.ops, estimate)
+        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, attended.tokens.shape[-1], estimate)
         self._shares.add(weights, attended, queries.shape[1])
         return out
 
@@ -208,7 +218,7 @@ class MemoryStep:
         outputs = []
         for (piece, _), one, selection in zip(pieces, groups, chosen, strict=True):
             attended = self._attended(rule, one, selection, sizes)
-            out = self._attend(rule, one.queries, attended, self.method.positions, (one.first, piece.stop))
+            out = self._attend(rule, one.queries, attended, self.method.positions, (one.first, piece.stop), selection.unread)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
 
@@ -233,7 +243,7 @@ class MemoryStep:
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
             selection.check(one.bounds)
-            self._chosen[one.first] = selection
+            self._chosen[one.first] = replace(selection, unread=None)  # masses are of this layer's queries only
             self.kv.ahead.chosen(rule.index, selection.tokens)
             trace = self._traced(one)
             if trace is not None:
@@ -245,7 +255,24 @@ class MemoryStep:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
         shared = 0 if first else groups.voters.shape[2] - asking
-        return Ask(groups.voters, asking, groups.bounds, shared, lambda x, position: rotated(x, position, self.rotary, rule.index))
+        last = groups.bounds.stops + self.method.sizes.local + groups.length if self.method.sizes is not None else groups.bounds.stops
+        return Ask(
+            groups.voters,
+            asking,
+            groups.bounds,
+            shared,
+            lambda x, positions: rotated(x, positions, self.rotary, rule.index),
+            last[:, None] - asking + torch.arange(asking, device=last.device),
+            rule.softcap,
+            partial(self._near, rule, groups),
+        )
+
+    def _near(self, rule: LayerRule, groups: _Groups) -> Tensor:
+        """Log-sum-exp ``[G, Hk, m]`` of what groups attend to whatever is chosen."""
+        if self.method.sizes is None:
+            raise RuntimeError("a method without sizes attends to everything")
+        attended = self._attended(rule, groups, _nothing(groups.queries), self.method.sizes)
+        return log_sum_exp(groups.queries, self.method.positions.regions(attended), self.rotary, rule, self.ops)
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None

@@ -68,7 +68,7 @@ def _perplexity(call: Call, options: FileOptions, make_runtime: Callable[..., Ru
     made = PerplexityOptions(
         options.methods, options.files, options.length, seed=options.seed, budget=call.settings.budget, resume=options.resume, **chosen
     )
-    report = run_perplexity(make_runtime, made, show)
+    report = run_perplexity(make_runtime, made, show, call.note)
     if options.plot is not None:
         report["plot"] = str(draw_perplexity(report, options.plot))
     return report
@@ -86,7 +86,7 @@ def _benchmark(call: Call, task: str, options: FileOptions, make_runtime: Callab
         budget=call.settings.budget,
         resume=options.resume,
     )
-    return run_benchmark(make_runtime, made, show)
+    return run_benchmark(make_runtime, made, show, call.note)
 
 
 def tables(report: dict[str, Any]) -> list[Table]:

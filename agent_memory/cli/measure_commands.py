@@ -6,14 +6,15 @@ Knows which measurements there are and how their results are shown; how they are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from agent_memory.cli import file_evaluations, shapes
+from agent_memory.cli import fidelity_command, file_evaluations, shapes
 from agent_memory.cli.command import MODEL_OPTIONS, Call, command
+from agent_memory.cli.measuring import measuring_runtimes
 from agent_memory.errors import ConfigError
 from agent_memory.memory.sizes import parse_size
 from agent_memory.types import Budget
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from agent_memory.evaluate.run import EvalOptions
-    from agent_memory.runtime import Runtime
 
 _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -31,7 +31,8 @@ ENOUGH = 20
 
 TASK_HELP = (
     "What to measure, separated by commas: needle, multi-key, multi-value, multi-query, near-duplicate, crowd, updated, passkey, "
-    "variable-tracking, aggregation. Or one that reads --file: perplexity, longbench, leval, infinitebench, locomo."
+    "variable-tracking, aggregation. Or one that reads --file: perplexity, longbench, leval, infinitebench, locomo. Or fidelity: how far "
+    "methods are from full attention over the same text."
 )
 
 
@@ -79,7 +80,7 @@ def evaluate(
         str | None,
         typer.Option(help="Tokens of hay, separated by commas; 64k is 64,000.", show_default="4k,16k,64k; perplexity: 64 windows"),
     ] = None,
-    depths: Annotated[int, typer.Option(help="Facts asked about in one document.", min=1)] = 10,
+    depths: Annotated[int | None, typer.Option(help="Facts in one document.", min=1, show_default="10; fidelity: 8")] = None,
     samples: Annotated[
         int | None, typer.Option(help="Documents for each length; texts; questions of a data set.", min=1, show_default="10; 32; all")
     ] = None,
@@ -99,20 +100,33 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write, as PNG; with several tasks one each, as NAME-TASK.png.", show_default=False)
     ] = None,
+    on: fidelity_command.On = "multi-key",
+    modes: fidelity_command.Modes = "read,made",
+    keys: fidelity_command.Keys = "cities",
+    max_new_tokens: fidelity_command.MaxNewTokens = None,
+    scored: fidelity_command.Scored = None,
+    replies: fidelity_command.Replies = True,
+    mass: fidelity_command.Mass = True,
+    cache: fidelity_command.Cache = None,
 ) -> None:
     """Measure how well each method finds what was said long ago."""
     from agent_memory.evaluate.run import EvalOptions, make_tasks, run_tasks
 
+    if task == "fidelity":
+        own = fidelity_command.Given(on, modes, keys, max_new_tokens, scored, replies, mass, cache)
+        length = None if lengths is None else _one_length(lengths, "fidelity measures documents")
+        shared = fidelity_command.Shared(_methods(method), length, samples, depths, seed, tuple(file or ()), haystack, resume, plot)
+        fidelity_command.evaluate_fidelity(call, own, shared)
+        return
     if task in file_evaluations.FILE_TASKS:
         length = None if lengths is None else _one_length(lengths)
         files = file_evaluations.FileOptions(tuple(file or ()), _methods(method), length, samples, truncate, seed, reach, resume, plot)
         _evaluate_files(call, task, files)
         return
-    given = {name: value for name, value in (("samples", samples), ("reach", reach)) if value is not None}
+    given = {name: value for name, value in (("samples", samples), ("reach", reach), ("depths", depths)) if value is not None}
     options = EvalOptions(
         methods=_methods(method),
         lengths=_lengths(lengths or "4k,16k,64k"),
-        depths=depths,
         seed=seed,
         match=match,
         haystack=haystack,
@@ -123,7 +137,7 @@ def evaluate(
     tasks = make_tasks(_parts(task), style)
     call.quiet_libraries()
     with call.progress(scaled=True) as show:
-        reports = run_tasks(_runtimes(call), tasks, options, show)
+        reports = run_tasks(measuring_runtimes(call), tasks, options, show, call.note)
     _draw(reports, plot)
     payload = reports[0] if len(reports) == 1 else {"tasks": reports}
     call.answer(payload, lambda: _show(call, reports, options))
@@ -132,7 +146,7 @@ def evaluate(
 def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions) -> None:
     call.quiet_libraries()
     with call.progress(scaled=True) as show:
-        report = file_evaluations.run_on_files(call, task, options, _runtimes(call), show)
+        report = file_evaluations.run_on_files(call, task, options, measuring_runtimes(call), show)
 
     def people() -> None:
         for made in file_evaluations.tables(report):
@@ -144,20 +158,11 @@ def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions
     call.answer(report, people)
 
 
-def _one_length(written: str) -> int:
+def _one_length(written: str, what: str = "perplexity reads texts") -> int:
     lengths = _lengths(written)
     if len(lengths) != 1:
-        raise ConfigError(f"--lengths {written!r}: perplexity reads texts of one length")
+        raise ConfigError(f"--lengths {written!r}: {what} of one length")
     return lengths[0]
-
-
-def _runtimes(call: Call) -> Callable[..., Runtime]:
-    from agent_memory.opening import open_runtime
-
-    def make_runtime(*, method: str, store: Path, **_: Any) -> Runtime:
-        return open_runtime(call.settings.model_copy(update={"method": method, "store": str(store)}))
-
-    return make_runtime
 
 
 def _draw(reports: Sequence[dict[str, Any]], plot: Path | None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import tempfile
 import time
@@ -30,6 +31,7 @@ from ..errors import ConfigError
 from ..runtime import Runtime
 from ..types import Budget
 from .readings import Kept, Reading, buckets, cells, counters, history
+from .work import Note, Progress
 
 WINDOWS = 64
 """Windows a text has by default."""
@@ -37,7 +39,6 @@ LONGEST_TOKEN = 32
 """Characters of a file that are read for each token wanted."""
 
 MakeRuntime = Callable[..., Runtime]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,16 @@ class Text:
         return torch.cat([self.ids[: self.lead], self.ids[self.lead - window :]])
 
 
-def run_perplexity(make_runtime: MakeRuntime, options: PerplexityOptions, progress: Progress | None = None) -> dict[str, Any]:
+def run_perplexity(
+    make_runtime: MakeRuntime, options: PerplexityOptions, progress: Progress | None = None, note: Note | None = None
+) -> dict[str, Any]:
     """Measure, and return the JSON object of ``agent-memory eval perplexity``.
 
     Args:
         make_runtime: ``make_runtime(method=, store=, budget=)`` gives a Runtime.
         options: what to measure.
         progress: told tokens read, tokens to read, and what is being done.
+        note: told the loss of each text that is read now, and that of the method's texts so far.
 
     Raises:
         ConfigError: no file, one that is no text, none long enough, no such method, an option out of its bounds, or a budget that does
@@ -103,7 +107,7 @@ def run_perplexity(make_runtime: MakeRuntime, options: PerplexityOptions, progre
             for method in options.methods:
                 make_method(method, window)  # whatever is wrong with one is said before hours went into the others
             texts, skipped = read_texts(runtime.tokenizer, options, length)
-            run = _Run(options, window, alone, progress, len(texts) * (window + length * len(options.methods)))
+            run = _Run(options, window, alone, progress, note, len(texts) * (window + length * len(options.methods)))
             plain = [run.read(runtime, "window", text.name, text.end(window)) for text in texts]
         readings: dict[str, list[Reading]] = {}
         for method in options.methods:
@@ -164,18 +168,26 @@ def _beginning(file: Path, characters: int) -> str:
 class _Run:
     """Readings, made or taken up again, and how far it all is."""
 
-    def __init__(self, options: PerplexityOptions, window: int, alone: int, progress: Progress | None, total: int) -> None:
-        self._window, self._alone, self._progress, self._total = window, alone, progress, total
+    def __init__(
+        self, options: PerplexityOptions, window: int, alone: int, progress: Progress | None, note: Note | None, total: int
+    ) -> None:
+        self._window, self._alone, self._progress, self._note, self._total = window, alone, progress, note, total
         self._kept, self._done = Kept(options.resume), 0
+        self._last: dict[str, list[float]] = {}
 
     def read(self, runtime: Runtime, method: str, name: str, ids: Tensor, share: int = 0) -> Reading:
         """What a method makes of ``ids``; of all tokens to read it counts as ``share``."""
         facts = json.dumps([method, self._window, self._alone, runtime.model_id.to_dict()], sort_keys=True)
         key = hashlib.sha256(facts.encode() + ids.numpy().tobytes()).hexdigest()
-        reading = self._kept.readings.get(key)
+        reading, losses = self._kept.readings.get(key), self._last.setdefault(method, [])
+        known = reading is not None
         if reading is None:
             reading = self._measure(runtime, ids, lambda done: self._tell(done, f"{method}: {name}"))
             self._kept.add(key, reading, method=method, text=name)
+        losses.append(reading.last)
+        if not known and self._note is not None:
+            mean = math.fsum(losses) / len(losses)
+            self._note(f"{method}: {name}: loss of the last tokens {reading.last:.4f}, {mean:.4f} on average so far ({len(losses)})")
         self._done += max(share, len(ids))
         self._tell(0, f"{method}: {name}")
         return reading

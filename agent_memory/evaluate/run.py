@@ -29,6 +29,7 @@ from .passkey import Passkey
 from .resume import Answer, Finished, add_answers
 from .task import Document, Match, Question, Style, Task
 from .tracking import Tracking
+from .work import Note, Progress, Work
 
 TASKS: dict[str, Callable[[Style], Task]] = {
     "needle": lambda _: SingleNeedle(),
@@ -54,7 +55,6 @@ TRIES = 4
 """Documents of other words that are tried where none of any length fits the window."""
 
 MakeRuntime = Callable[..., Runtime]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,11 @@ def make_tasks(names: Sequence[str], style: Style) -> list[Task]:
 
 
 def run_tasks(
-    make_runtime: MakeRuntime, tasks: Sequence[Task], options: EvalOptions, progress: Progress | None = None
+    make_runtime: MakeRuntime,
+    tasks: Sequence[Task],
+    options: EvalOptions,
+    progress: Progress | None = None,
+    note: Note | None = None,
 ) -> list[dict[str, Any]]:
     """Measure, and return for each task the JSON object of ``agent-memory eval TASK``.
 
@@ -110,19 +114,20 @@ def run_tasks(
         tasks: what to measure, of different names.
         options: how.
         progress: told the work that is done, all there is, in tokens or as many tokens' time, and what is being done.
+        note: told the running score whenever a document is done that was not taken from the resume file.
 
     Raises:
         ConfigError: a task that cannot be made, or a resume file that is something else.
     """
     for task in tasks:
         task.make(random.Random(0), 1, [0.5], len, options.haystack)  # noqa: S311 - what cannot be made is said before any work
-    finished, work = Finished(options.resume), _Work(progress, options, tasks)
+    finished, work = Finished(options.resume), Work(progress, _total_work(options, tasks))
     with _opened(make_runtime, "full", options) as runtime:
-        run = _Run(runtime, "full", options, finished, work)
+        run = _Run(runtime, "full", options, finished, work, note)
         reports = [_begin(task, runtime, run.in_window(task)) for task in tasks]
     for method in options.methods:
         with _opened(make_runtime, method, options) as runtime:
-            run = _Run(runtime, method, options, finished, work)
+            run = _Run(runtime, method, options, finished, work, note)
             for task, report in zip(tasks, reports, strict=True):
                 for length in options.lengths:
                     add_answers(report, method, length, run.at_length(task, length))
@@ -137,36 +142,21 @@ def _opened(make_runtime: MakeRuntime, method: str, options: EvalOptions) -> Ite
             yield runtime
 
 
-class _Work:
-    """How much is done of all there is."""
-
-    def __init__(self, tell: Progress | None, options: EvalOptions, tasks: Sequence[Task]) -> None:
-        self._tell, self._done, self._size, self._what = tell, 0.0, 0.0, ""
-        asked = options.samples * options.depths * ANSWER_WORK
-        inside = len(tasks) * 2 * asked
-        filled = sum(length * options.samples * (options.depths if task.alone else 1) for task in tasks for length in options.lengths)
-        self._total = inside + len(options.methods) * (filled + len(tasks) * len(options.lengths) * asked)
-
-    def begin(self, size: int, what: str) -> None:
-        """A document of so much work."""
-        self._size, self._what = size, what
-
-    def at(self, share: float) -> None:
-        """So much of the document is done, from 0 to 1."""
-        if self._tell is not None:
-            self._tell(round(self._done + share * self._size), self._total, self._what)
-
-    def end(self) -> None:
-        """The document is done."""
-        self.at(1)
-        self._done, self._size = self._done + self._size, 0.0
+def _total_work(options: EvalOptions, tasks: Sequence[Task]) -> int:
+    """Of all documents, in tokens."""
+    asked = options.samples * options.depths * ANSWER_WORK
+    inside = len(tasks) * 2 * asked
+    filled = sum(length * options.samples * (options.depths if task.alone else 1) for task in tasks for length in options.lengths)
+    return inside + len(options.methods) * (filled + len(tasks) * len(options.lengths) * asked)
 
 
 class _Run:
     """One method's documents."""
 
-    def __init__(self, runtime: Runtime, method: str, options: EvalOptions, finished: Finished, work: _Work) -> None:
-        self.runtime, self.method, self.options, self.finished, self.work = runtime, method, options, finished, work
+    def __init__(
+        self, runtime: Runtime, method: str, options: EvalOptions, finished: Finished, work: Work, note: Note | None = None
+    ) -> None:
+        self.runtime, self.method, self.options, self.finished, self.work, self.note = runtime, method, options, finished, work, note
         self.key = _key(runtime, method, options)
 
     def in_window(self, task: Task) -> float:
@@ -174,7 +164,8 @@ class _Run:
         answers: list[Answer] = []
         for sample in range(self.options.samples * self.options.depths):
             self.work.begin(2 * ANSWER_WORK, f"{task.name}: inside the window")
-            answers += self._asked(task, "in window", sample, (), partial(self._fitting, task, sample))
+            place = {"length": "in window", "sample": sample, "depths": []}
+            self._add(answers, f"{task.name}: inside the window", task, place, partial(self._fitting, task, sample))
         return sum(answer.score for answer in answers) / len(answers)
 
     def _fitting(self, task: Task, sample: int) -> Document:
@@ -212,8 +203,10 @@ class _Run:
             return answers
         for sample in range(options.samples):
             for group in groups:
-                self.work.begin(work, f"{task.name}: {self.method} at {length:,}")
-                answers += self._asked(task, length, sample, group, partial(self._document, task, length, sample, group))
+                what = f"{task.name}: {self.method} at {length:,}"
+                self.work.begin(work, what)
+                place = {"length": length, "sample": sample, "depths": list(group)}
+                self._add(answers, what, task, place, partial(self._document, task, length, sample, group))
         return answers
 
     def _document(self, task: Task, length: int, sample: int, depths: Sequence[float]) -> Document:
@@ -221,14 +214,17 @@ class _Run:
         rng = random.Random(f"{self.options.seed} {length} {sample}{alone}")  # noqa: S311 - the same document for every method
         return task.make(rng, length, depths, self._tokens, self.options.haystack)
 
-    def _asked(self, task: Task, length: int | str, sample: int, depths: Sequence[float], make: Callable[[], Document]) -> list[Answer]:
-        key = {**self.key, "task": repr(task), "length": length, "sample": sample, "depths": list(depths)}
-        answers = self.finished.get(key)
-        if answers is None:
-            answers = self._ask_all(task, make(), f"{task.name} {length} {sample}")
-            self.finished.keep(key, answers)
+    def _add(self, answers: list[Answer], what: str, task: Task, place: dict[str, Any], make: Callable[[], Document]) -> None:
+        """Add the answers about one document, taken from the file or asked for; then the running score is told."""
+        key = {**self.key, "task": repr(task), **place}
+        known = self.finished.get(key)
+        found = self._ask_all(task, make(), f"{task.name} {place['length']} {place['sample']}") if known is None else known
+        answers += found
+        if known is None:
+            self.finished.keep(key, found)
+            if self.note is not None:
+                self.note(f"{what}: {sum(answer.score for answer in answers):g} of {len(answers)} right so far")
         self.work.end()
-        return answers
 
     def _ask_all(self, task: Task, document: Document, name: str) -> list[Answer]:
         """Fill a Session with a document, and ask every question once."""

@@ -10,7 +10,7 @@ import torch
 
 from agent_memory.attention.methods import Method, make_method
 from agent_memory.attention.positions import Attended, TruePositions
-from agent_memory.attention.region import LayerRule, attend, attend_with_last_weights
+from agent_memory.attention.region import Estimate, LayerRule, attend, attend_with_last_weights, rotated
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
 from agent_memory.attention.step import MemoryStep, RecentQueries
@@ -26,8 +26,8 @@ from tests.attention.test_maps import KV_HEADS as SCOPE
 from tests.attention.test_maps import PLACED, RULES, case
 
 HEADS, KV_HEADS, DIM, WINDOW, SLIDING = 4, 2, 32, 256, 50
-PACKED = dense.full()
-"""Keys stand at their ranks."""
+PACKED, WINDOWED = dense.full(), dense.full()
+"""Keys stand at their ranks; at their ranks, or where they are in a window that ends with the query."""
 LAYERS = [
     (dense.Rule(DIM**-0.5), None),
     (dense.Rule(0.3, softcap=4.0, sinks=torch.tensor([-1.0, 0.0, 1.0, 3.0])), None),
@@ -85,7 +85,16 @@ class Timeline:
         sizes = self.method.sizes
         keep = None if sizes is None else sizes.attended + 1024
         recalling = tuple(self.method.recalls and width is None for _, width in LAYERS)
-        plan = KVPlan(32 if sizes is None else sizes.sink, keep, recalling, self.noted.keeps, keep, (HEADS,) * len(LAYERS))
+        rotary = dense.Rotations(DIM)
+        plan = KVPlan(
+            32 if sizes is None else sizes.sink,
+            keep,
+            recalling,
+            self.noted.keeps,
+            keep,
+            (HEADS,) * len(LAYERS),
+            lambda layer, x, positions: rotated(x[None], positions, rotary, layer)[0],
+        )
         self.kv, self.recent = SessionKV(layout, plan, cache, NoDisk()), RecentQueries()
         self.generator = torch.Generator().manual_seed(5)
         self.keys = [torch.empty(KV_HEADS, 0, DIM) for _ in LAYERS]
@@ -124,7 +133,8 @@ class Timeline:
         for head in range(KV_HEADS):
             own = chosen[head % len(chosen)]
             tokens = torch.cat([near[0], own[own >= 0]]).sort().values
-            at = torch.arange(len(tokens)) if how is PACKED else tokens
+            at = torch.arange(len(tokens)) if how is PACKED or how is WINDOWED else tokens
+            at = torch.maximum(at, tokens - max(0, i - WINDOW + 1)) if how is WINDOWED else at
             heads = slice(head * 2, head * 2 + 2)
             part = replace(rule, sinks=None if rule.sinks is None else rule.sinks[heads])
             keys = self.keys[index][None, head : head + 1, tokens]
@@ -137,8 +147,10 @@ class Timeline:
 
 
 PLACES = {
-    "recall": PACKED,
-    "recall:pool=false:scope=kv_head:echo=0:vote=max:angle=64": PACKED,
+    "recall:score=max:attended=256:local=112": PACKED,
+    "recall:score=max:pool=false:scope=kv_head:echo=0:vote=max:angle=64": PACKED,
+    "recall:score=mass:estimate_unread=false": WINDOWED,
+    "recall:score=mass:estimate_unread=false+dca": dense.MAPS["dca"],
     "reattention": PACKED,
     "streaming": PACKED,
     "infllm": dense.infllm(WINDOW // 2),
@@ -147,10 +159,32 @@ PLACES = {
     "rerope": dense.MAPS["rerope"],
     "self_extend:neighbours=24:group=4": dense.MAPS["self_extend:neighbours=24:group=4"],
     "string:shift=30:window=8": dense.MAPS["string:shift=30:window=8"],
-    "recall+rerope": dense.MAPS["rerope"],
-    "recall:pool=false:scope=kv_head:echo=0+dca": dense.MAPS["dca"],
+    "recall:score=max+rerope": dense.MAPS["rerope"],
+    "recall:score=max:pool=false:scope=kv_head:echo=0+dca": dense.MAPS["dca"],
 }
 """Methods for the window, and where their keys stand."""
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("spec", ["recall:score=max", "rerope"])
+def test_what_stands_for_keys_that_were_not_read_takes_its_part(spec, count, rule):
+    """One of the KV heads reads everything, so that nothing stands for what it left out."""
+    queries, attended = case(*dense.sparse(1, count, seed=9, starts=(1203,)))
+    generator = torch.Generator().manual_seed(3)
+    log_mass = torch.randn(1, SCOPE, len(queries[0]) // SCOPE * count, 5, generator=generator)
+    log_mass[:, 0] = float("-inf")
+    estimate = Estimate(log_mass, torch.randn(5, SCOPE, queries.shape[-1], generator=generator))
+    regions = make_method(spec, dense.WINDOW).positions.regions(attended)
+    layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
+    given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
+    out, weights = attend_with_last_weights(*given, attended.tokens.shape[-1], estimate)
+    torch.testing.assert_close(out, attend(*given, estimate), atol=2e-5, rtol=0)
+    _, alone = attend_with_last_weights(*given, attended.tokens.shape[-1])
+    assert weights.unread is not None and float(weights.unread) > 1e-3
+    torch.testing.assert_close(weights.keys[0], alone.keys[0])
+    shares = [part for part in (weights.keys.sum(), weights.sinks, weights.unread) if part is not None]
+    assert float(sum(shares)) == pytest.approx(len(queries[0]), abs=1e-5)
 
 
 def test_a_single_query_in_16_bits_is_attended_to_as_without_the_weights():
@@ -196,7 +230,7 @@ def test_shares_of_a_reply_are_the_average_over_layers_heads_and_tokens(spec):
 def test_a_lost_block_has_no_share():
     totals = []
     for lose in (False, True):
-        timeline = Timeline(make_method("recall", WINDOW), PACKED)
+        timeline = Timeline(make_method("recall:score=max", WINDOW), PACKED)
         for count in (256, 256, 40):
             timeline.feed(count)
         timeline.kv.lost[5] = lose
@@ -216,6 +250,21 @@ def test_keys_that_no_region_has_get_no_weight():
     assert [region.first for region in regions] == [2]
     _, weights = attend_with_last_weights(queries, regions, dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations(), 6)
     assert (weights.keys > 0).any(0).tolist() == [False, False, True, True, False, True]
+
+
+def test_what_is_not_read_has_a_share_where_it_is_estimated():
+    found = {}
+    for estimate in ("true", "false"):
+        timeline = Timeline(make_method(f"recall:attended=128:estimate_unread={estimate}", WINDOW), PACKED)
+        timeline.feed(200)
+        shares = AttentionShares(1000, torch.device("cpu"))
+        timeline.feed(1, shares)
+        got = shares.result()
+        assert got is not None
+        found[estimate] = got
+        assert got.sink + got.local + got.recalled.sum() + got.unread == pytest.approx(1, abs=1e-5)
+    assert found["true"].unread > 0.01 and found["false"].unread == 0
+    assert found["true"].recalled.sum() < found["false"].recalled.sum()
 
 
 def test_the_replys_own_tokens_are_local_where_they_are_recalled():

@@ -17,8 +17,10 @@ SMALL = ("--lengths", "400,600", "--depths", "1", "--samples", "1", "--reach", "
 
 
 def test_one_task_is_one_object_with_a_picture(cli: Words, tmp_path: Path) -> None:
-    code, out, _ = cli("eval", "needle", "--method", "recall,full,recall", *SMALL, "--plot", "needle.png", "--json")
+    code, out, err = cli("eval", "needle", "--method", "recall,full,recall", *SMALL, "--plot", "needle.png", "--json")
     report = json.loads(out)
+    told = [line.split(": ")[1] for line in err.splitlines() if line.endswith("of 1 right so far")]
+    assert told == ["inside the window", "recall at 400", "recall at 600", "full at 400"]
     assert code == 0 and report["task"] == "needle" and report["plot"] == "needle.png"
     assert {method: set(row) for method, row in report["summary"].items()} == {"recall": {"400", "600"}, "full": {"400"}}
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")

@@ -19,8 +19,10 @@ def texts(folder: Path) -> list[str]:
 
 def test_perplexity_of_texts_with_a_picture_and_on_the_same_answers_after_a_stop(cli: Words, tmp_path: Path) -> None:
     words = ["eval", "perplexity", *texts(tmp_path), "--method", "streaming,dca", "--lengths", "800", "--resume", "done.jsonl"]
-    code, out, _ = cli(*words, "--plot", "p.png", "--json")
+    code, out, err = cli(*words, "--plot", "p.png", "--json")
     report = json.loads(out)
+    told = [line for line in err.splitlines() if "on average so far" in line]
+    assert len(told) == 6 and told[-1].startswith("dca: b.txt: loss of the last tokens ") and told[-1].endswith("so far (2)")
     assert code == 0 and report["task"] == "perplexity" and report["texts"] == 2 and set(report["history"]) == {"streaming", "dca"}
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = cli(*words)
@@ -37,8 +39,9 @@ def test_a_benchmark_file_is_asked(cli: Words, tmp_path: Path) -> None:
     }
     (tmp_path / "hotpotqa.jsonl").write_text(json.dumps({**row, "length": 3, "language": "en", "_id": "0"}) + "\n")
     words = ["eval", "longbench", "--file", "hotpotqa.jsonl", "--method", "recall", "--samples", "1"]
-    code, out, _ = cli(*words, "--json")
+    code, out, err = cli(*words, "--json")
     report = json.loads(out)
+    assert err.splitlines()[-1].startswith("recall: hotpotqa ") and err.splitlines()[-1].endswith(" after 1")
     assert code == 0 and report["counts"] == {"hotpotqa": 1} and 0 <= report["summary"]["recall"]["hotpotqa"] <= 100
     code, out, _ = cli(*words)
     assert code == 0 and "hotpotqa" in out and "recall" in out

@@ -15,8 +15,9 @@ from agent_memory import pocket
 from agent_memory.errors import ConfigError
 from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.evaluate.resume import Finished
-from agent_memory.evaluate.run import TASKS, EvalOptions, _Run, _Work, make_tasks, run_tasks
+from agent_memory.evaluate.run import TASKS, EvalOptions, _Run, make_tasks, run_tasks
 from agent_memory.evaluate.task import Task
+from agent_memory.evaluate.work import Work
 from agent_memory.model.load import load
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
@@ -102,7 +103,7 @@ def every_task() -> list[Task]:
 def test_documents_that_fit_the_window_are_looked_for(tmp_path: Path) -> None:
     tasks, options = every_task(), EvalOptions()
     with make_runtime(method="full", store=tmp_path) as runtime:
-        run = _Run(runtime, "full", options, Finished(None), _Work(None, options, tasks))
+        run = _Run(runtime, "full", options, Finished(None), Work())
         needs = [run._needs(run._fitting(task, sample)) for task in tasks for sample in range(8)]
     assert max(needs) <= 512
 

@@ -76,9 +76,9 @@ def test_a_clean_reopening_takes_the_clusters_up_as_they_were(make_runtime: Make
         assert len(before) == len(after) > 0
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         assert made == []  # read, not made again
-    with make_runtime(method="recall:clusters_from=65536").session("a") as session:
+    with make_runtime(method="recall:clusters_from=65536").session("a", reinterpret=True) as session:
         assert clusters(session) == []  # those of another start are not these
-    with make_runtime(method="recall:scan=keys").session("a") as session:
+    with make_runtime(method="recall:scan=keys").session("a", reinterpret=True) as session:
         session.append("tool", TEXTS[0], name="read")
 
 

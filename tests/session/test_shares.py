@@ -24,7 +24,16 @@ from tests.session.conftest import MakeRuntime, story
 from tests.session.test_paged_reply import PROMPT, on_pages, replies
 
 QUESTION = data.question("foo-bar", "version")
-METHODS = ["recall", "recall:pool=false:scope=kv_head:echo=0", "reattention", "infllm", "streaming", "rerope", "recall+dca"]
+METHODS = [
+    "recall",
+    "recall:score=mass",
+    "recall:pool=false:scope=kv_head:echo=0",
+    "reattention",
+    "infllm",
+    "streaming",
+    "rerope",
+    "recall+dca",
+]
 
 
 def fill(session: Session, turns: int = 8) -> Session:
@@ -52,7 +61,8 @@ def reply(session: Session) -> tuple[Recall, torch.Tensor, list[int]]:
 
 def total(recall: Recall) -> float:
     assert recall.sink_share is not None and recall.local_share is not None and recall.other_share is not None
-    return recall.sink_share + recall.local_share + recall.other_share + sum(hit.score or 0.0 for hit in recall.turns)
+    assert recall.unread_share is not None
+    return recall.sink_share + recall.local_share + recall.other_share + recall.unread_share + sum(hit.score or 0.0 for hit in recall.turns)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,55 @@ _WHEN = " Use DATE of CONVERSATION to answer with an approximate date."
 _CHOOSE = " (a) {} (b) {}. Select the correct answer by writing (a) or (b)."
 
 
+@dataclass(frozen=True, slots=True)
+class Day:
+    """One day of a conversation, as the authors write it out.
+
+    Attributes:
+        heading: its date, and before the first day what the conversation is.
+        lines: ``dia_id`` and text of each turn, in order.
+    """
+
+    heading: str
+    lines: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.heading + "".join(text for _, text in self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation of many days and the questions about it."""
+
+    name: str
+    days: tuple[Day, ...]
+    items: tuple[Item, ...]
+
+
 def read(path: Path) -> Iterator[Item]:
     """The questions of one json file of LoCoMo, conversation by conversation.
 
     Raises:
         ConfigError: the file is in another format; names file, place and key.
     """
+    for conversation in conversations(path):
+        yield from conversation.items
+
+
+def conversations(path: Path) -> Iterator[Conversation]:
+    """The conversations of one json file of LoCoMo, turn by turn.
+
+    Raises:
+        ConfigError: the file is in another format; names file, place and key.
+    """
     for number, value in enumerate(_samples(path), 1):
         sample = row_of(value, f"{path}, sample {number}", number, "LoCoMo")
-        name, pieces = sample.text("sample_id"), _pieces(sample)
-        for row in sample.rows("qa"):
-            yield _item(row, f"{path.stem}/{name}/{row.number}", pieces)
+        name, days = sample.text("sample_id"), _days(sample)
+        pieces = tuple(day.text for day in days)
+        items = tuple(_item(row, f"{path.stem}/{name}/{row.number}", pieces) for row in sample.rows("qa"))
+        yield Conversation(f"{path.stem}/{name}", days, items)
 
 
 def _samples(path: Path) -> list[Any]:
@@ -61,19 +100,21 @@ def _samples(path: Path) -> list[Any]:
     return samples
 
 
-def _pieces(sample: Row) -> tuple[str, ...]:
-    """The days of a conversation in the order of their numbers, as the authors write them out."""
-    days = row_of(sample.get("conversation", dict), f"{sample.place}, conversation", sample.number, sample.format)
-    numbers = sorted(int(key.split("_")[1]) for key in days.data if re.fullmatch(r"session_\d+", key))
-    pieces = []
+def _days(sample: Row) -> tuple[Day, ...]:
+    """The days of a conversation in the order of their numbers; those without words are left out."""
+    talk = row_of(sample.get("conversation", dict), f"{sample.place}, conversation", sample.number, sample.format)
+    numbers = sorted(int(key.split("_")[1]) for key in talk.data if re.fullmatch(r"session_\d+", key))
+    days: list[Day] = []
     for number in numbers:
-        lines = "".join(_line(turn) for turn in days.rows(f"session_{number}"))
-        if lines:
-            pieces.append(f"\nDATE: {days.text(f'session_{number}_date_time')}\nCONVERSATION:\n{lines}")
-    if not pieces:
-        raise days.wrong(f"key 'session_1' is missing or empty; found are {', '.join(sorted(days.data)) or 'no keys'}")
-    opening = _OPENING.format(days.text("speaker_a"), days.text("speaker_b"))
-    return (opening + pieces[0], *pieces[1:])
+        turns = list(talk.rows(f"session_{number}"))
+        if turns:
+            heading = f"\nDATE: {talk.text(f'session_{number}_date_time')}\nCONVERSATION:\n"
+            lines = tuple((str(turn.data.get("dia_id", f"D{number}:{turn.number}")), _line(turn)) for turn in turns)
+            days.append(Day(heading, lines))
+    if not days:
+        raise talk.wrong(f"key 'session_1' is missing or empty; found are {', '.join(sorted(talk.data)) or 'no keys'}")
+    opening = _OPENING.format(talk.text("speaker_a"), talk.text("speaker_b"))
+    return (replace(days[0], heading=opening + days[0].heading), *days[1:])
 
 
 def _line(turn: Row) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import tempfile
 from collections import Counter
@@ -23,8 +22,10 @@ from ...runtime import Runtime
 from ...session import Session
 from ...types import Budget
 from ..fork import asked_on_a_fork
+from ..work import Note, Progress
 from . import infinitebench, leval, locomo, longbench
 from .base import Benchmark, Item
+from .tally import Tally
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "longbench": longbench.BENCHMARK,
@@ -34,7 +35,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 MakeRuntime = Callable[..., Runtime]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ class BenchmarkOptions:
     resume: Path | None = None
 
 
-def run_benchmark(make_runtime: MakeRuntime, options: BenchmarkOptions, progress: Progress | None = None) -> dict[str, Any]:
+def run_benchmark(
+    make_runtime: MakeRuntime, options: BenchmarkOptions, progress: Progress | None = None, note: Note | None = None
+) -> dict[str, Any]:
     """Ask every question with every method, and return a JSON object.
 
     Its keys are ``task``, ``model``, ``window`` (tokens), ``truncate``, ``summary`` (method to data set to score, 0 to 100), ``counts``
@@ -73,20 +75,25 @@ def run_benchmark(make_runtime: MakeRuntime, options: BenchmarkOptions, progress
         make_runtime: ``make_runtime(method=, store=, budget=)`` gives a Runtime.
         options: what to ask.
         progress: told answers given, answers to give, and what is being done.
+        note: told the running score of a data set whenever the questions about a context are answered.
 
     Raises:
         ConfigError: an unknown benchmark, a wrong file, or an option that cannot be.
     """
     benchmark = _checked(options)
     counts, metrics = _plan(benchmark, options)
-    tally = _Tally(counts, counts.total() * len(options.methods), progress)
+    tally = Tally(counts.total() * len(options.methods), progress)
     model, window = "", 0
     for method in options.methods:
         with tempfile.TemporaryDirectory(prefix="agent-memory-eval-") as folder:
             with make_runtime(method=method, store=Path(folder) / "store", budget=options.budget) as runtime:
                 model, window = runtime.model_id.architecture, runtime.window
-                for item, said in _answers(runtime, method, benchmark, options):
-                    tally.add(method, item.dataset, benchmark.metrics[item.metric](said, item))
+                answers = _answers(runtime, method, benchmark, options)
+                for _, given in groupby(answers, key=lambda one: one[0].pieces):
+                    for item, said in given:
+                        tally.add(method, item.dataset, benchmark.metrics[item.metric](said, item))
+                    if note is not None:
+                        note(tally.said_of(method))
     return {
         "task": options.name, "model": model, "window": window, "truncate": options.truncate, "summary": tally.summary(),
         "counts": dict(counts), "metrics": metrics,
@@ -127,31 +134,6 @@ def _items(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
             taken[item.dataset] += 1
             if options.limit is None or taken[item.dataset] <= options.limit:
                 yield item
-
-
-class _Tally:
-    """Sums of the parts of scores."""
-
-    def __init__(self, counts: Counter[str], total: int, tell: Progress | None) -> None:
-        self._counts, self._total, self._tell, self._done = counts, total, tell, 0
-        self._sums: dict[str, dict[str, list[float]]] = {}
-
-    def add(self, method: str, dataset: str, parts: Sequence[float]) -> None:
-        sums = self._sums.setdefault(method, {}).setdefault(dataset, [0.0] * len(parts))
-        sums[:] = [old + new for old, new in zip(sums, parts, strict=True)]
-        self._done += 1
-        if self._tell is not None:
-            self._tell(self._done, self._total, f"{method}, {dataset}")
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Method to data set to score, 0 to 100: the geometric mean of the means of its parts."""
-        return {
-            method: {
-                name: round(100 * math.prod(part / self._counts[name] for part in sums) ** (1 / len(sums)), 4)
-                for name, sums in sets.items()
-            }
-            for method, sets in self._sums.items()
-        }
 
 
 def _answers(runtime: Runtime, method: str, benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[tuple[Item, str]]:
