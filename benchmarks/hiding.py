@@ -143,7 +143,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     prose, found = args.haystack.read_text(encoding="utf-8"), []
-    options = {"method": args.method, "window": args.window, "budget": Budget(device="4GiB")}
+    options = {"method": args.method, "window": args.window, "budget": Budget(device="1GiB")}
     with tempfile.TemporaryDirectory() as folder, Runtime.load(args.model, store=folder, **options) as runtime:
         for seed in range(args.seed, args.seed + args.documents):
             rng = random.Random(seed)  # noqa: S311 - reproducible

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -128,15 +129,21 @@ def attend_with_last_weights(
     keys: int,
     estimate: Estimate | None = None,
 ) -> tuple[Tensor, Weights]:
-    """As :func:`attend`, bit by bit, and the weights of the last query of the last group.
+    """As :func:`attend`, and the weights of the last query of the last group.
 
-    The output is not made from these weights: torch's fused attention gives none, and what is only reported must not change a reply.
+    A single query in fp32 has its output made from these weights: that costs less than torch's fused attention, which gives none, and
+    products with the keys once more. In 16 bits logits would be rounded on the way, which the fused attention does not do.
 
     Args:
         keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
     """
     parts = _parts(queries, regions, rotary, rule.index)
-    return _output(parts, queries, rule, ops, estimate), _last_weights(parts, regions, rule, keys, queries.shape[2], estimate)
+    shares = _last_shares(parts, rule, queries.shape[2], estimate)
+    if queries.shape[0] == queries.shape[2] == 1 and queries.dtype == torch.float32:
+        out = _weighted(shares, parts, estimate).reshape(*queries.shape[:3], -1)
+    else:
+        out = _output(parts, queries, rule, ops, estimate)
+    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None, estimate is not None)
 
 
 def log_sum_exp(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
@@ -203,25 +210,40 @@ def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Opera
     return out.reshape(*queries.shape[:3], -1)
 
 
-def _last_weights(
-    parts: Sequence[_Part], regions: Sequence[Region], rule: LayerRule, keys: int, count: int, estimate: Estimate | None
-) -> Weights:
-    """Weights of the last of ``count`` queries of the last group: one softmax over the logits of all parts."""
+def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int, estimate: Estimate | None) -> Tensor:
+    """Softmax ``[Hk, H / Hk, n]`` of the last of ``count`` queries of the last group over the keys of all parts, then the extra logits,
+    then what stands for keys that were not read."""
     logits = [_last_logits(part, rule, count) for part in parts]
-    if rule.sinks is None and estimate is None and len(logits) == 1 and logits[0].shape[-1] == keys:
-        return Weights(logits[0].softmax(-1).sum(1), None)
     if rule.sinks is not None:
         logits.append(rule.sinks.float().reshape(logits[0].shape[0], -1, 1))
     if estimate is not None:
         logits.append(torch.logsumexp(estimate.log_mass[-1, :, count - 1 :: count], dim=-1, keepdim=True))
-    weights = torch.cat(logits, dim=-1).softmax(-1).sum(1)
-    by_key, at = weights.new_zeros((weights.shape[0], keys)), 0
+    return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).softmax(-1)
+
+
+def _weighted(shares: Tensor, parts: Sequence[_Part], estimate: Estimate | None) -> Tensor:
+    """Output ``[Hk, H / Hk, dv]`` of the one query that has these shares."""
+    ends = list(accumulate(part.keys.shape[2] for part in parts))
+    outputs = [shares[..., end - part.keys.shape[2] : end] @ part.values[0] for end, part in zip(ends, parts, strict=True)]
+    if estimate is not None:
+        total = torch.logsumexp(estimate.log_mass[0], dim=-1, keepdim=True)
+        within = torch.exp(
+            estimate.log_mass[0] - total.masked_fill(total == float("-inf"), 0.0)
+        )  # where nothing was left out the share is 0
+        outputs.append(within * shares[..., -1:] @ estimate.values.float().transpose(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+
+def _by_key(shares: Tensor, regions: Sequence[Region], keys: int, sinks: bool, estimated: bool) -> Weights:
+    """Shares ``[Hk, n]`` of the Regions' keys by attended key, and those of extra logits and of what was not read."""
+    if not sinks and not estimated and len(regions) == 1 and shares.shape[1] == keys:
+        return Weights(shares, None)
+    by_key, at = shares.new_zeros((shares.shape[0], keys)), 0
     for region in regions:  # Regions may name the same keys, each for other queries or heads
         width = region.keys.shape[2]
-        by_key[:, region.first : region.first + width] += weights[:, at : at + width]
+        by_key[:, region.first : region.first + width] += shares[:, at : at + width]
         at += width
-    unread = None if estimate is None else weights[:, -1].sum()
-    return Weights(by_key, None if rule.sinks is None else weights[:, at].sum(), unread)
+    return Weights(by_key, shares[:, at].sum() if sinks else None, shares[:, -1].sum() if estimated else None)
 
 
 def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:

@@ -115,8 +115,10 @@ def _attention(recall: Recall) -> str:
     """How the attention of the reply was shared out."""
     if recall.sink_share is None or recall.local_share is None:
         return ""
-    recalled = 1 - recall.sink_share - recall.local_share
-    return f"; attention {share(recalled)} recalled, {share(recall.sink_share)} sink, {share(recall.local_share)} local"
+    unread = recall.unread_share or 0.0
+    recalled = 1 - recall.sink_share - recall.local_share - unread
+    estimated = f", {share(unread)} unread" if unread else ""
+    return f"; attention {share(recalled)} recalled, {share(recall.sink_share)} sink, {share(recall.local_share)} local{estimated}"
 
 
 def damage_table(damage: Iterable[Damage]) -> Table:

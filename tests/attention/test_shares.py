@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from agent_memory.attention.methods import Method, make_method
-from agent_memory.attention.positions import Attended, WindowPositions
-from agent_memory.attention.region import LayerRule, attend, attend_with_last_weights, rotated
+from agent_memory.attention.positions import Attended, TruePositions
+from agent_memory.attention.region import Estimate, LayerRule, attend, attend_with_last_weights, rotated
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
 from agent_memory.attention.step import MemoryStep, RecentQueries
@@ -26,8 +26,8 @@ from tests.attention.test_maps import KV_HEADS as SCOPE
 from tests.attention.test_maps import PLACED, RULES, case
 
 HEADS, KV_HEADS, DIM, WINDOW, SLIDING = 4, 2, 32, 256, 50
-PACKED = dense.full()
-"""Keys stand at their ranks."""
+PACKED, WINDOWED = dense.full(), dense.full()
+"""Keys stand at their ranks; at their ranks, or where they are in a window that ends with the query."""
 LAYERS = [
     (dense.Rule(DIM**-0.5), None),
     (dense.Rule(0.3, softcap=4.0, sinks=torch.tensor([-1.0, 0.0, 1.0, 3.0])), None),
@@ -39,15 +39,18 @@ LAYERS = [
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("scope", "count"), [(1, 1), (SCOPE, 1), (SCOPE, 16)])
 @pytest.mark.parametrize("spec", PLACED)
-def test_weights_of_the_last_query_are_the_formula_and_the_output_is_untouched(spec, scope, count, rule):
-    tokens, asked = dense.sparse(scope, count, seed=scope + count)
+def test_weights_of_the_last_query_and_the_output_are_the_formula(spec, scope, count, rule):
+    tokens, asked = dense.sparse(scope, count, seed=scope + count, starts=(2, 700) if count > 1 else (1203,))
     queries, attended = case(tokens, asked)
     regions = make_method(spec, dense.WINDOW).positions.regions(attended)
     layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
     given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
     out, weights = attend_with_last_weights(*given, tokens.shape[-1])
-    expected = dense.weights(queries, attended.keys, tokens, asked, PLACED[spec], RULES[rule])[-1, :, -1]
-    assert torch.equal(out, attend(*given))
+    by_formula = tokens, asked, PLACED[spec], RULES[rule]
+    expected = dense.weights(queries, attended.keys, *by_formula)[-1, :, -1]
+    torch.testing.assert_close(out.double(), dense.attention(queries, attended.keys, attended.values, *by_formula), atol=1e-4, rtol=0)
+    if count > 1:
+        assert torch.equal(out, attend(*given)), "made as without the weights"
     by_kv_head = expected.unflatten(0, (SCOPE, -1)).sum(1)
     torch.testing.assert_close(weights.keys.double(), by_kv_head, atol=2e-5, rtol=0)
     assert (weights.sinks is None) == (RULES[rule].sinks is None)
@@ -130,9 +133,8 @@ class Timeline:
         for head in range(KV_HEADS):
             own = chosen[head % len(chosen)]
             tokens = torch.cat([near[0], own[own >= 0]]).sort().values
-            at = torch.arange(len(tokens)) if how is PACKED else tokens
-            if how is PACKED and isinstance(self.method.positions, WindowPositions):
-                at = torch.maximum(at, tokens - (i - WINDOW + 1))
+            at = torch.arange(len(tokens)) if how is PACKED or how is WINDOWED else tokens
+            at = torch.maximum(at, tokens - max(0, i - WINDOW + 1)) if how is WINDOWED else at
             heads = slice(head * 2, head * 2 + 2)
             part = replace(rule, sinks=None if rule.sinks is None else rule.sinks[heads])
             keys = self.keys[index][None, head : head + 1, tokens]
@@ -147,7 +149,7 @@ class Timeline:
 PLACES = {
     "recall:score=max:attended=256:local=112": PACKED,
     "recall:score=max:pool=false:scope=kv_head:echo=0:vote=max:angle=64": PACKED,
-    "recall:score=mass:estimate_unread=false": PACKED,  # the attended set fills the window: no room for true distances
+    "recall:score=mass:estimate_unread=false": WINDOWED,
     "recall:score=mass:estimate_unread=false+dca": dense.MAPS["dca"],
     "reattention": PACKED,
     "streaming": PACKED,
@@ -161,6 +163,47 @@ PLACES = {
     "recall:score=max:pool=false:scope=kv_head:echo=0+dca": dense.MAPS["dca"],
 }
 """Methods for the window, and where their keys stand."""
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("spec", ["recall:score=max", "rerope"])
+def test_what_stands_for_keys_that_were_not_read_takes_its_part(spec, count, rule):
+    """One of the KV heads reads everything, so that nothing stands for what it left out."""
+    queries, attended = case(*dense.sparse(1, count, seed=9, starts=(1203,)))
+    generator = torch.Generator().manual_seed(3)
+    log_mass = torch.randn(1, SCOPE, len(queries[0]) // SCOPE * count, 5, generator=generator)
+    log_mass[:, 0] = float("-inf")
+    estimate = Estimate(log_mass, torch.randn(5, SCOPE, queries.shape[-1], generator=generator))
+    regions = make_method(spec, dense.WINDOW).positions.regions(attended)
+    layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
+    given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
+    out, weights = attend_with_last_weights(*given, attended.tokens.shape[-1], estimate)
+    torch.testing.assert_close(out, attend(*given, estimate), atol=2e-5, rtol=0)
+    _, alone = attend_with_last_weights(*given, attended.tokens.shape[-1])
+    assert weights.unread is not None and float(weights.unread) > 1e-3
+    torch.testing.assert_close(weights.keys[0], alone.keys[0])
+    shares = [part for part in (weights.keys.sum(), weights.sinks, weights.unread) if part is not None]
+    assert float(sum(shares)) == pytest.approx(len(queries[0]), abs=1e-5)
+
+
+def test_a_single_query_in_16_bits_is_attended_to_as_without_the_weights():
+    """Its logits would be rounded to 16 bits on the way."""
+    queries, attended = case(*dense.sparse(1, 1, seed=2, starts=(700,)))
+    half = Attended(attended.keys.bfloat16(), attended.values.bfloat16(), attended.tokens, attended.queries)
+    regions = make_method("recall", WINDOW).positions.regions(half)
+    given = (queries.bfloat16(), regions, Rounded(queries.shape[-1]), LayerRule(0, 0.25), operations())
+    out, weights = attend_with_last_weights(*given, half.tokens.shape[-1])
+    assert torch.equal(out, attend(*given))
+    assert weights.keys.dtype == torch.float32 and float(weights.keys.sum()) == pytest.approx(len(queries[0]), abs=1e-5)
+
+
+class Rounded(dense.Rotations):
+    """Rotations of bfloat16."""
+
+    def cos_sin(self, layer, positions):
+        cos, sin = super().cos_sin(layer, positions)
+        return cos.bfloat16(), sin.bfloat16()
 
 
 @pytest.mark.parametrize("spec", PLACES)
@@ -200,8 +243,17 @@ def test_a_lost_block_has_no_share():
     assert totals[0] > 0 == totals[1]
 
 
+def test_keys_that_no_region_has_get_no_weight():
+    tokens = torch.tensor([[[-1, 3, 4, 5, -1, 9]]])
+    queries, attended = case(tokens, torch.tensor([[9]]))
+    regions = TruePositions(6).regions(attended)
+    assert [region.first for region in regions] == [2]
+    _, weights = attend_with_last_weights(queries, regions, dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations(), 6)
+    assert (weights.keys > 0).any(0).tolist() == [False, False, True, True, False, True]
+
+
 def test_what_is_not_read_has_a_share_where_it_is_estimated():
-    found: dict[str, SharedOut] = {}
+    found = {}
     for estimate in ("true", "false"):
         timeline = Timeline(make_method(f"recall:attended=128:estimate_unread={estimate}", WINDOW), PACKED)
         timeline.feed(200)

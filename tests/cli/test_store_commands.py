@@ -67,13 +67,13 @@ def test_recall_shows_what_memory_contributed(cli: Cli, filled: Path) -> None:
 def test_recall_shows_how_the_attention_was_shared_out(cli: Cli, filled: Path) -> None:
     turn = RECALL.turns[0]
     hits = tuple(replace(turn, turn=number, score=score) for number, score in ((0, 0.125), (1, 0.0625)))
-    known = replace(RECALL, turns=hits, sink_share=0.5, local_share=0.25, other_share=0.0625)
+    known = replace(RECALL, turns=hits, sink_share=0.5, local_share=0.125, other_share=0.0625, unread_share=0.125)
     unknown = replace(RECALL, turns=(replace(turn, score=None),))
     with Store.open("memory") as store, closing(store.session("alpha", model=MODEL, layout=LAYOUT)) as timeline:
         for recall in (known, unknown):
             timeline.append_turn("assistant", "4.1.7", np.arange(5), chain="d", recall=recall.to_dict())
     both = cli("recall", "alpha", "--last", "2").out
-    assert "attention 25.0% recalled, 50.0% sink, 25.0% local" in both and both.count("recalled, ") == 1
+    assert "attention 25.0% recalled, 50.0% sink, 12.5% local, 12.5% unread" in both and both.count("recalled, ") == 1
     assert both.index("12.5%") < both.index("6.2%") and both.count("of attention") == 2 and "of selections" not in both
     assert cli("recall", "alpha", "--last", "2", "--json").json["replies"][1]["recall"]["turns"][0]["score"] is None
 

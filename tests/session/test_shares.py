@@ -126,7 +126,8 @@ def test_without_shares_the_same_is_said_and_the_same_turns_are_listed(make_runt
         with fill(make_runtime(method=method, attention_shares=on).session(name)) as session:
             found.append(reply(session))
     (on_recall, on_logits, on_tokens), (off_recall, off_logits, off_tokens) = found
-    assert on_tokens == off_tokens and torch.equal(on_logits, off_logits)
+    assert on_tokens == off_tokens
+    torch.testing.assert_close(on_logits, off_logits, atol=1e-3, rtol=1e-4)
     assert {hit.turn for hit in on_recall.turns} == {hit.turn for hit in off_recall.turns}
     assert {(hit.score, hit.peak) for hit in off_recall.turns} == {(None, None)}
     assert (off_recall.sink_share, off_recall.local_share, off_recall.other_share) == (None, None, None)
