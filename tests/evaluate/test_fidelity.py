@@ -16,9 +16,9 @@ import torch
 
 from agent_memory.errors import ConfigError
 from agent_memory.evaluate.fidelity import measuring
-from agent_memory.evaluate.fidelity.asking import Asked, divergence
+from agent_memory.evaluate.fidelity.asking import Response, divergence
 from agent_memory.evaluate.fidelity.documents import Continuation, Document, Question, digest
-from agent_memory.evaluate.fidelity.reference import Truth, Truths
+from agent_memory.evaluate.fidelity.reference import Reference, References
 from agent_memory.evaluate.fidelity.run import FidelityOptions, run_fidelity
 from agent_memory.evaluate.fidelity.runtimes import Memories
 from agent_memory.types import Budget
@@ -101,29 +101,29 @@ def test_without_free_replies_an_answer_is_right_if_it_is_the_most_likely_one(fo
 
 
 def test_the_truth_is_asked_once_for_all_methods(folder: Path, report: dict[str, Any]) -> None:
-    for file in (folder / "cache" / "truth").rglob("*.npz"):
+    for file in (folder / "cache" / "reference").rglob("*.npz"):
         with np.load(file) as arrays:
             np.savez(file, **{**arrays, "nll": arrays["nll"] + 1})
     try:
         figures = measure(folder / "cache", ["full"], modes=("read",))["methods"]["full"]["read"]
     finally:
-        for file in (folder / "cache" / "truth").rglob("*.npz"):
+        for file in (folder / "cache" / "reference").rglob("*.npz"):
             file.unlink()
     assert figures["nll_change_per_token"]["value"] == pytest.approx(-1)
 
 
 def test_a_truth_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
-    truths, document, question = Truths(tmp_path), Document("a"), Question("Who?", "Ann", expected=("Ann",))
-    assert truths.get(document, question) is None
-    kept = truths.keep(document, question, Asked((0.5, 1.5), torch.tensor([[-0.1, -2.5], [-3.0, -0.05]]), True, "Ann Ø"))
-    found = truths.get(document, question)
+    references, document, question = References(tmp_path), Document("a"), Question("Who?", "Ann", expected=("Ann",))
+    assert references.get(document, question) is None
+    kept = references.keep(document, question, Response((0.5, 1.5), torch.tensor([[-0.1, -2.5], [-3.0, -0.05]]), True, "Ann Ø"))
+    found = references.get(document, question)
     assert found is not None and (found.greedy, found.reply) == (True, "Ann Ø") and found.nll.tolist() == [0.5, 1.5]
     assert (found.log_probabilities == kept.log_probabilities).all() and found.log_probabilities.dtype == np.float16
     [file] = tmp_path.rglob("*.npz")
     whole = file.read_bytes()
     for damaged in (b"", b"PK\x03\x04 cut", b"not arrays", whole[:-40], whole[:100]):
         file.write_bytes(damaged)
-        assert truths.get(document, question) is None
+        assert references.get(document, question) is None
     for changed in (
         {"nll": np.zeros(3)},
         {"log_probabilities": np.zeros((2, 2))},
@@ -133,12 +133,16 @@ def test_a_truth_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
     ):
         with file.open("wb") as out:
             np.savez(out, **{**vars_of(found), **changed})
-        assert truths.get(document, question) is None
+        assert references.get(document, question) is None
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".npz"]
 
 
-def vars_of(truth: Truth) -> dict[str, Any]:
-    return {"nll": truth.nll, "log_probabilities": truth.log_probabilities, "reply": np.array(json.dumps([truth.greedy, truth.reply]))}
+def vars_of(reference: Reference) -> dict[str, Any]:
+    return {
+        "nll": reference.nll,
+        "log_probabilities": reference.log_probabilities,
+        "reply": np.array(json.dumps([reference.greedy, reference.reply])),
+    }
 
 
 def test_rows_that_are_something_else_are_refused_and_left_alone(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:

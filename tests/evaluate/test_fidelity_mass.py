@@ -84,7 +84,7 @@ def attention(ids: Tensor) -> list[Tensor]:
 
 def test_mass_is_full_attentions_in_float64_and_shares_are_sums_of_it(memories: Memories, ids: Tensor, seen: list[Any]) -> None:
     tally = probed(memories, ids, method(2))
-    truth, layers = attention(ids), loaded()[0].config.num_hidden_layers
+    reference, layers = attention(ids), loaded()[0].config.num_hidden_layers
     del seen[: layers * (ANSWER - 1)]  # of the other answer
     alone = [[TOKENS + PROMPT + at] for at in range(ANSWER - 1)]
     grouped = [list(range(128, 256, GROUP)), list(range(256, TOKENS - GROUP + 1, GROUP))]  # forwards end at multiples of 256
@@ -93,7 +93,7 @@ def test_mass_is_full_attentions_in_float64_and_shares_are_sums_of_it(memories: 
         starts, layer = (alone + grouped)[number // layers], number % layers
         assert stops.tolist() == [start - start % GROUP - LOCAL for start in starts] and len(starts) == weights.shape[1]
         for group, start in enumerate(starts):
-            rows = truth[layer][:, start : start + (1 if len(starts) == 1 else GROUP), : weights.shape[2]].mean(1)
+            rows = reference[layer][:, start : start + (1 if len(starts) == 1 else GROUP), : weights.shape[2]].mean(1)
             assert torch.allclose(weights[:, group].double(), rows, rtol=1e-3, atol=1e-5)
             stop = int(stops[group])
             blocks = [rows[:, max(at, SINK) : min(at + 32, stop)].sum(1) for at in range(0, stop, 32)]

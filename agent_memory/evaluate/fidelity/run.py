@@ -19,8 +19,8 @@ from ...types import Budget
 from ..work import Progress, Work
 from .asking import encoder
 from .documents import Continuation, Document, Question, digest
-from .measuring import Measured, Measuring
-from .reference import Truths
+from .measuring import Measured, Measurement
+from .reference import References
 from .report import summarize
 from .rows import Mode, Rows
 from .runtimes import FULL, MakeRuntime, Memories, roomy
@@ -96,7 +96,9 @@ def run_fidelity(
         keys = {method: {"model": model, "window": runtime.window, **_rule(runtime, method)} for method in options.methods}
         budget = roomy(options.budget, runtime.layout, length)
     memories = Memories(make_runtime, options.cache, budget)
-    measuring = Measuring(memories, Truths(options.cache / "truth" / model), rows, keys, options.modes, options.mass, options.replies)
+    measuring = Measurement(
+        memories, References(options.cache / "reference" / model), rows, keys, options.modes, options.mass, options.replies
+    )
     measuring.work = Work(progress, measuring.left(documents, sizes))
     done: list[Measured] = []
     for document, size in zip(documents, sizes, strict=True):
@@ -127,7 +129,7 @@ def _size(runtime: Runtime, document: Document) -> int:
     """Tokens of a document with its longest question and reply.
 
     Raises:
-        ConfigError: more than the trained window, beyond which full attention is no truth.
+        ConfigError: more than the trained window, beyond which full attention is no reference.
     """
     encode = encoder(runtime)
 
@@ -144,6 +146,6 @@ def _size(runtime: Runtime, document: Document) -> int:
     if told + asked > (window := runtime.attachment.window):
         raise ConfigError(
             f"the document {document.name!r} takes {told + asked} tokens with its longest question and reply, more than the trained window "
-            f"of {window}, beyond which full attention is no truth; take shorter ones"
+            f"of {window}, beyond which full attention is no reference; take shorter ones"
         )
     return told
