@@ -6,11 +6,14 @@ Knows how to time a layer; nothing of Sessions. Beyond the trained window nothin
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from .attention.methods import Method
+from .errors import ConfigError
 from .made_up import LayerShape, MadeUpLayer
 
 ROUNDS = 5
@@ -38,6 +41,31 @@ class BreakEven:
         dense = f"everything {1e3 * self.dense:.1f} ms and {1e6 * self.per_token:.2f} µs a token more"
         took = f"recall {1e3 * self.recall:.1f} ms a layer, {dense}"
         return f"attends to everything up to {self.border:,} tokens, and recalls beyond (measured: {took})"
+
+
+def border_of(
+    shape: Callable[[], LayerShape], method: Method, window: int, border: int | Literal["auto"] | None
+) -> tuple[BreakEven | None, int | None]:
+    """What was measured, and up to how many tokens new Sessions attend to everything; None is what the method attends to anyway.
+
+    Args:
+        shape: of a layer that recalls.
+        method: the method.
+        window: trained window in tokens.
+        border: as ``Runtime`` takes it.
+
+    Raises:
+        ConfigError: the border is out of bounds.
+    """
+    least = method.attended
+    if border is None or least is None or not method.recalls or method.border is not None:
+        return None, None
+    if border != "auto":
+        if not least <= border <= window:
+            raise ConfigError(f"border={border} cannot be used: it must be between {least}, what is always attended, and {window}")
+        return None, border
+    measured = break_even(shape(), method, window)
+    return measured, None if measured is None or measured.border == least else measured.border
 
 
 def break_even(shape: LayerShape, method: Method, window: int) -> BreakEven | None:

@@ -35,8 +35,9 @@ class Settings(BaseSettings):
     Attributes:
         store: folder (or SQLAlchemy URL) of the Store.
         namespace: tenant whose Sessions are meant.
-        model: local folder or hub id; None is the pocket model.
+        model: local folder, GGUF file, hub id, or ``smollm2``; None is the pocket model.
         revision: hub revision of ``model``.
+        gguf_file: GGUF file in the folder or the hub's repository that ``model`` names.
         method: how memory takes part in attention.
         device: bytes the device Tier may hold; sizes may be written ``"8GiB"``.
         host: bytes the host Tier may hold.
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
         prefetch: whether Blocks that will be wanted soon are read from disk in the background.
         backend: what decodes replies: ``torch`` layer by layer, ``triton`` in kernels on pages; ``auto`` takes kernels on a CUDA device.
         window: tokens the model may attend to at once; None is what it was trained for.
+        attention_shares: whether Recalls say how much of a reply's attention each recalled turn got.
         border: tokens up to which a new Session attends to everything; ``auto`` measures it at start-up, ``off`` has none.
         dtype: torch dtype of the weights; None is the checkpoint's own.
         device_map: where the weights go, as in transformers.
@@ -59,6 +61,7 @@ class Settings(BaseSettings):
     namespace: Text = "default"
     model: Text | None = None
     revision: Text | None = None
+    gguf_file: Text | None = None
     method: Text = "recall"
     device: Size = 256 << 20
     host: Size = 256 << 20
@@ -66,6 +69,7 @@ class Settings(BaseSettings):
     prefetch: bool = True
     backend: Literal["auto", "torch", "triton"] = "auto"
     window: Annotated[int, Field(ge=1)] | None = None
+    attention_shares: bool = True
     border: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
     dtype: DtypeName | None = None
     device_map: Text | None = None

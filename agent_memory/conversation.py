@@ -33,15 +33,22 @@ class Conversation:
         root: hash a history begins with, of system prompt and tools.
         head_limit: tokens the head may have.
         max_turn_tokens: tokens a turn may have.
-        border: tokens up to which everything is attended, of a Session that is new.
+        made_by: what keys and values depend on beside the tokens (method, window, border), of a Session that is new; plain JSON types.
     """
 
     def __init__(
-        self, timeline: Timeline, chat: ChatFormat, root: Root, *, head_limit: int, max_turn_tokens: int, border: int | None = None
+        self,
+        timeline: Timeline,
+        chat: ChatFormat,
+        root: Root,
+        *,
+        head_limit: int,
+        max_turn_tokens: int,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         self.timeline = timeline
         self._chat, self._root = chat, root
-        self._head_limit, self._max_turn_tokens, self._border = head_limit, max_turn_tokens, border
+        self._head_limit, self._max_turn_tokens, self._made_by = head_limit, max_turn_tokens, dict(made_by or {})
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -60,13 +67,16 @@ class Conversation:
         return first[0].tokens if first and first[0].meta.get("head") else 0
 
     @property
-    def border(self) -> int | None:
-        """Tokens up to which everything is attended, for as long as the Session lives; None is the method's own attended set.
+    def made_by(self) -> Mapping[str, Any]:
+        """What keys and values depend on beside the tokens, for as long as the Session lives: ``method``, ``window`` and ``border``.
 
-        It is written with the first turn: what is kept depends on it, and another machine, or another day, would measure another one.
+        It is written with the first turn: another version, machine or day would have other defaults, and measure another border. What
+        was not written, as in Sessions of the first version, is not there.
         """
         first = self.timeline.turns(0, 1)
-        return first[0].meta.get("border") if first else self._border
+        if not first:
+            return self._made_by
+        return {name: first[0].meta[name] for name in ("method", "window", "border") if name in first[0].meta}
 
     def configure(self, system: str | None, tools: Sequence[Mapping[str, Any]]) -> None:
         """Commit the head; the same one again changes nothing.
@@ -150,6 +160,6 @@ class Conversation:
         recall: Recall | None = None,
     ) -> Turn:
         record = None if recall is None else recall.to_dict()
-        if self.timeline.turn_count == 0 and self._border is not None:
-            meta = {**meta, "border": self._border}
+        if self.timeline.turn_count == 0:
+            meta = {**meta, **self._made_by}
         return self.timeline.append_turn(role, text, np.asarray(ids, dtype=np.int32), name=name, chain=chain, meta=meta, recall=record)

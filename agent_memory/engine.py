@@ -17,6 +17,7 @@ from torch import Tensor
 from agent_memory_kernels import PagedOperations, operations
 
 from .attention.methods import Method
+from .attention.shares import AttentionShares
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
 from .layer_step import LayerStep
@@ -66,6 +67,7 @@ class MemoryEngine:
         tokens: committed token ids ``tokens(start, stop)``.
         saved: called after each forward with the number of final tokens, to write what is due.
         pages: operations replies are decoded with on pages; None: torch decodes them, layer by layer.
+        attention_shares: sum the attention of replies; those decoded on pages have none, since kernels give no weights.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class MemoryEngine:
         tokens: Callable[[int, int], Tensor],
         saved: Callable[[int], None],
         pages: PagedOperations | None = None,
+        attention_shares: bool = False,
     ) -> None:
         self._attachment, self._tokenizer, self.method, self.kv = attachment, tokenizer, method, kv
         self._tokens, self._saved = tokens, saved
         self._ops = operations()
         self._recent = RecentQueries()
         self.replies = None if pages is None else PagedReply(attachment, kv, method, pages)
+        self._attention_shares = attention_shares
         self.counters = Counters()
         self.final = self.floor(kv.length)
         self._chunk = CHUNK_TOKENS if method.sizes is None else max(CHUNK_TOKENS, method.sizes.group)
@@ -105,7 +109,7 @@ class MemoryEngine:
         Args:
             count: committed tokens.
             request: prompt to feed first, sampling, ends.
-            trace: counts what was recalled.
+            trace: counts what was recalled, and takes the attention of each forward that a token of the reply is chosen from.
             hooks: ``processors``, ``stopping``, ``streamer`` and ``cancelled`` of :func:`agent_memory.model.decode.decode`.
 
         Returns:
@@ -117,6 +121,8 @@ class MemoryEngine:
         first = min(self.final, start)
         self._back_to(first)
         fed = torch.cat([self._tokens(first, count), torch.tensor(request.prompt, dtype=torch.int64)])
+        if self._attention_shares and self.replies is None:
+            trace.shares = AttentionShares(count, self._attachment.device)
 
         def next_logits(token: int | None) -> Tensor:
             if token is None:
@@ -263,7 +269,8 @@ class MemoryEngine:
     def _forward(self, ids: Tensor, trace: Trace | None, logits: Logits, since: int = 0, settled: int | None = None) -> Tensor | None:
         start = self.kv.length
         span = (start, start + len(ids))
-        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled)
+        shares = trace.shares if trace is not None and logits == "last" else None
+        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled, shares)
         self.counters.forwards += 1
         before = (0, 0) if trace is None else (trace.attended, trace.keys_scored)
         with torch.no_grad():

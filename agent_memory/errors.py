@@ -170,3 +170,8 @@ class ToolError(AgentMemoryError):
 
 class HistoryRewritten(UserWarning):
     """A client changed a message that was read long ago, so all after it has to be read again."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says anything, to be told in one line of our own; its name if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

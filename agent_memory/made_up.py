@@ -13,7 +13,8 @@ from torch import Tensor
 from agent_memory_kernels import operations
 
 from .attention.methods import Method
-from .attention.region import LayerRule
+from .attention.region import LayerRule, rotated
+from .attention.shares import AttentionShares
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
 from .memory.block import NoDisk
@@ -81,9 +82,16 @@ class MadeUpLayer:
         layout = KVLayout((shape.kv_heads,), (shape.head_dim,), str(shape.dtype).removeprefix("torch."))
         room = 2 * shape.kv_heads * shape.head_dim * shape.dtype.itemsize * (tokens + 16_384)
         cache = TieredCache(layout, Budget(device=room), shape.device, min_blocks=256, unsaved_blocks=256, host_bytes=0)
-        plan = KVPlan(method.sizes.sink, method.attended + 1024, (True,), method.selector.keeps, method.attended)
+        self._rotary = _Rotary(shape, max(method.attended, method.sizes.attended, 2 * (method.selector.keeps.distances or 0)) + 64)
+        plan = KVPlan(
+            method.sizes.sink,
+            method.attended + 1024,
+            (True,),
+            method.selector.keeps,
+            method.attended,
+            rotate=lambda layer, x, positions: rotated(x[None], positions, self._rotary, layer)[0],
+        )
         self.kv = SessionKV(layout, plan, cache, NoDisk())
-        self._rotary = _Rotary(shape, max(method.attended, method.sizes.attended) + 64)
         self._recent, self.trace = RecentQueries(), Trace()
         made = self.made(min(tokens, AT_ONCE))
         for at in range(0, tokens, AT_ONCE):
@@ -98,9 +106,10 @@ class MadeUpLayer:
         values = torch.randn((heads, count, dim), generator=self.generator)
         return keys.to(self.shape.device, self.shape.dtype), values.to(self.shape.device, self.shape.dtype)
 
-    def decode(self) -> Tensor:
-        """Append one token and attend to it: ``[1, H, d]``."""
+    def decode(self, shares: AttentionShares | None = None) -> Tensor:
+        """Append one token and attend to it, adding up the attention if asked to: ``[1, H, d]``."""
         start, shape = self.kv.length, self.shape
-        step = MemoryStep(self.kv, self.method, self._rotary, operations(), (start, start + 1), self._recent, self.trace)
+        span = (start, start + 1)
+        step = MemoryStep(self.kv, self.method, self._rotary, operations(), span, self._recent, self.trace, shares=shares)
         q = torch.randn((shape.query_heads, 1, shape.head_dim), generator=self.generator).to(shape.device, shape.dtype)
         return step.attend(LayerRule(0, shape.head_dim**-0.5), q, *self.made(1))

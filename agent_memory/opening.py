@@ -44,12 +44,14 @@ def open_runtime(settings: Settings, loaded: LoadedModel | None = None) -> Runti
     options: dict[str, Any] = {
         "store": settings.store, "method": settings.method, "budget": settings.budget, "window": settings.window,
         "backend": settings.backend, "border": None if settings.border == "off" else settings.border,
+        "attention_shares": settings.attention_shares,
     }  # fmt: skip
     if loaded is not None:
         return Runtime(loaded.model, loaded.tokenizer, source=loaded.model_id, **options)
     return Runtime.load(
         settings.model,
         revision=settings.revision,
+        gguf_file=settings.gguf_file,
         dtype=settings.dtype,
         device_map=settings.device_map,
         trust_remote_code=settings.trust_remote_code,

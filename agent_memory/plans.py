@@ -5,9 +5,13 @@ Knows models' layers and methods; nothing of Stores, Sessions or text.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from .attention.methods import Method
+from .attention.region import rotated
 from .errors import ConfigError
 from .memory.cache import TieredCache
 from .memory.layer_kv import KVPlan
@@ -20,6 +24,20 @@ def named_choosers(config: Any) -> frozenset[int] | None:
     """Layers a checkpoint names as those whose queries find things (``recall_layers`` in its config); None where it names none."""
     named = getattr(config, "recall_layers", None)
     return None if named is None else frozenset(int(layer) for layer in named)
+
+
+def named_settings(config: Any) -> dict[str, Any]:
+    """Options of ``recall`` that a checkpoint names (``recall`` in its config); none where it names none.
+
+    Raises:
+        ConfigError: they are no options.
+    """
+    named = getattr(config, "recall", None)
+    if named is None:
+        return {}
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"the model's config has recall={named!r}; it must be an object of options")
+    return dict(named)
 
 
 def layout_of(attachment: Attachment) -> KVLayout:
@@ -50,7 +68,13 @@ def kv_plan(attachment: Attachment, method: Method, chunk: int) -> KVPlan:
         method.selector.keeps,
         None if keep is None else keep - chunk,
         tuple(layer.query_heads for layer in layers),
+        partial(_rotate, attachment),
     )
+
+
+def _rotate(attachment: Attachment, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+    """``x [Hk, n, d]`` of one layer, rotated to ``positions [n]`` as the model does it."""
+    return rotated(x[None], positions, attachment, layer)[0]
 
 
 def unsettled(method: Method) -> int:
@@ -66,8 +90,8 @@ def unread_layers(attachment: Attachment, method: Method) -> list[int]:
 
 def least_blocks(method: Method, layout: KVLayout) -> int:
     """Blocks one group may need at one layer: every KV head its own choice; and a Segment to write."""
-    recalled = 0 if method.sizes is None else -(-method.sizes.recalled // BLOCK_TOKENS) * 2
-    return max(recalled * max(layout.kv_heads), SEGMENT_BLOCKS)
+    whole = 0 if method.sizes is None else -(-method.sizes.recalled // BLOCK_TOKENS) * 2
+    return max((method.blocks_read or whole) * max(layout.kv_heads), SEGMENT_BLOCKS)
 
 
 def unsaved_blocks(method: Method) -> int:

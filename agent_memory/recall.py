@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from .attention.shares import SharedOut
 from .attention.trace import Trace
 from .memory.shelf import APPROXIMATE
-from .types import BLOCK_TOKENS, Recall, RecalledTurn, TierName
+from .types import BLOCK_TOKENS, Recall, RecalledTurn, TierName, Turn
 
 if TYPE_CHECKING:
     from .store.timeline import Timeline
@@ -24,31 +27,30 @@ MOST_TURNS = 32
 
 
 def make_recall(trace: Trace, timeline: Timeline) -> Recall:
-    """The record of one reply, for people: which turns took part through memory, how often, and from which Tier."""
+    """The record of one reply, for people: which turns took part through memory, with what share of the attention, from which Tier."""
     holders = {block: _turns_of(block, timeline) for block in trace.blocks()}
-    votes: Counter[int] = Counter()
-    for chosen in trace.choices():
-        votes.update({turn for block in chosen for turn in holders[block]})
+    turns = {turn.index: turn for found in holders.values() for turn in found}
+    chosen = Counter(turn.index for blocks in trace.choices() for block in blocks for turn in holders[block])
+    shared = None if trace.shares is None else trace.shares.result()
+    scores = None if shared is None else _scores(shared, turns)
+    ranked = sorted(turns, key=lambda index: (0.0 if scores is None else -scores[index], -chosen[index], index))[:MOST_TURNS]
     slowest: dict[int, int] = {}
     for block, tier in trace.tiers.items():
-        for turn in holders.get(block, ()):
-            slowest[turn] = max(slowest.get(turn, 0), tier)
-    ranked = sorted(votes, key=lambda turn: (-votes[turn], turn))[:MOST_TURNS]
-    now = timeline.token_count
-    hits = []
-    for index in ranked:
-        held = timeline.turns(index, index + 1)[0]
-        hits.append(
-            RecalledTurn(
-                turn=held.index,
-                role=held.role,
-                name=held.name,
-                tokens_ago=now - held.stop,
-                score=votes[index] / max(1, trace.selections),
-                tier=TIERS[slowest.get(index, 0)],
-                text=held.text[:SNIPPET],
-            )
+        for turn in holders[block]:
+            slowest[turn.index] = max(slowest.get(turn.index, 0), tier)
+    hits = [
+        RecalledTurn(
+            turn=index,
+            role=turns[index].role,
+            name=turns[index].name,
+            tokens_ago=timeline.token_count - turns[index].stop,
+            score=None if scores is None else scores[index],
+            tier=TIERS[slowest.get(index, 0)],
+            text=turns[index].text[:SNIPPET],
+            peak=None if shared is None else float(shared.peaks[turns[index].start : turns[index].stop].max(initial=0.0)),
         )
+        for index in ranked
+    ]
     tiers: Counter[str] = Counter(TIERS[tier] for tier in trace.tiers.values())
     return Recall(
         turns=tuple(hits),
@@ -60,15 +62,30 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
         keys_rescored=trace.keys_rescored,
         tiers=dict(tiers),
         damaged=tuple(sorted(trace.damaged)),
+        sink_share=None if shared is None else shared.sink,
+        local_share=None if shared is None else shared.local,
+        unread_share=None if shared is None else shared.unread,
+        other_share=None if shared is None or scores is None else _unlisted(shared, scores, ranked),
     )
 
 
-def _turns_of(block: int, timeline: Timeline) -> tuple[int, ...]:
-    """Indices of the turns that hold tokens of a Block."""
-    first = timeline.turn_at(block * BLOCK_TOKENS)
-    found, last = [first.index], block * BLOCK_TOKENS + BLOCK_TOKENS
-    turn = first
-    while turn.stop < min(last, timeline.token_count):
-        turn = timeline.turns(turn.index + 1, turn.index + 2)[0]
-        found.append(turn.index)
+def _scores(shared: SharedOut, turns: dict[int, Turn]) -> dict[int, float]:
+    """Attention share of each turn: of those of its tokens that were recalled."""
+    before = np.concatenate([[0.0], np.cumsum(shared.recalled)])
+    return {index: float(before[turn.stop] - before[turn.start]) for index, turn in turns.items()}
+
+
+def _unlisted(shared: SharedOut, scores: dict[int, float], listed: list[int]) -> float:
+    return max(0.0, float(shared.recalled.sum()) - sum(scores[index] for index in listed))
+
+
+def _turns_of(block: int, timeline: Timeline) -> tuple[Turn, ...]:
+    """The turns that hold tokens of a Block; none where they are all of the reply that is being made."""
+    first, last = block * BLOCK_TOKENS, min(block * BLOCK_TOKENS + BLOCK_TOKENS, timeline.token_count)
+    if first >= last:
+        return ()
+    found = [timeline.turn_at(first)]
+    while found[-1].stop < last:
+        index = found[-1].index + 1
+        found.extend(timeline.turns(index, index + 1))
     return tuple(found)

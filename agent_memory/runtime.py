@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from . import pocket
 from .attention.methods import Method, make_method
-from .bypass import BreakEven, break_even
+from .bypass import border_of
 from .chat import ChatFormat
 from .chat import root as chain_root
 from .conversation import Conversation
@@ -35,8 +34,10 @@ from .model.attach import Attachment, attach
 from .model.constrain import Grammars
 from .model.fingerprint import fingerprint
 from .model.load import load
+from .model.locate import locate
 from .paged_reply import operations_on_pages
-from .plans import kv_plan, layout_of, least_blocks, named_choosers, unread_layers, unsaved_blocks
+from .plans import kv_plan, layout_of, least_blocks, named_choosers, named_settings, unread_layers, unsaved_blocks
+from .recorded_method import method_of, what_is_recorded
 from .services import Services
 from .session import Session
 from .store.store import Store
@@ -67,6 +68,7 @@ class Runtime:
             where there are some for the method and the model.
         border: tokens up to which a new Session attends to everything, at most the window; ``auto`` measures up to where that costs
             less than to recall (see :attr:`measured`), None leaves it at what is attended beyond.
+        attention_shares: have Recalls say how much of a reply's attention each turn got; without, they are a little cheaper to make.
 
     Raises:
         UnsupportedModel: the model's attention cannot be attached.
@@ -87,18 +89,18 @@ class Runtime:
         timeout: float = 0.0,
         backend: str = "auto",
         border: int | Literal["auto"] | None = "auto",
+        attention_shares: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.attachment: Attachment = attach(model)
-        self.window = window or self.attachment.window
-        self.budget = budget or Budget()
+        self.window, self.budget = window or self.attachment.window, budget or Budget()
         self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.layout = layout_of(self.attachment)
         self.model_id = source if isinstance(source, ModelId) else fingerprint(model, tokenizer, source=source)
         self._model_text = json.dumps(self.model_id.to_dict(), sort_keys=True)
-        self._method, self._choosers = method, named_choosers(model.config)
+        self._method, self._choosers, self._settings = method, named_choosers(model.config), named_settings(model.config)
         plain = self.method(0)
-        self.measured, self.border = self._bypass(plain, border)
+        self.measured, self.border = border_of(self._layer_shape, plain, self.window, border)
         self._pages = operations_on_pages(self.attachment, plain, self.layout, backend)
         self.cache = TieredCache(
             self.layout,
@@ -108,7 +110,7 @@ class Runtime:
             unsaved_blocks=unsaved_blocks(plain),
             unread=unread_layers(self.attachment, plain),
         )
-        self._max_turn_tokens, self._timeout = max_turn_tokens, timeout
+        self._max_turn_tokens, self._timeout, self._attention_shares = max_turn_tokens, timeout, attention_shares
         self._owns_store = not isinstance(store, Store)
         self.store = store if isinstance(store, Store) else Store.open(store)
 
@@ -118,25 +120,26 @@ class Runtime:
         model: str | Path | None = None,
         *,
         revision: str | None = None,
+        gguf_file: str | None = None,
         dtype: str | None = None,
         device_map: Any = None,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> Runtime:
-        """Load a model by hub id or folder, the ordinary transformers way; without one, the pocket model.
+        """Load a model by hub id, folder or GGUF file; without one, the pocket model.
 
         Args:
-            model: hub id or folder.
-            revision: branch, tag or commit on the hub.
+            model, gguf_file, revision: as :func:`.model.locate.locate` takes them: hub id, folder, GGUF file, or ``"smollm2"``.
             dtype: ``"bfloat16"`` and the like; by default what the checkpoint says.
             device_map: as transformers takes it.
             trust_remote_code: run code that comes with the model.
             options: of :class:`Runtime`.
 
         Raises:
-            ModelNotFound: no such model.
+            ModelError: no such model, or one that cannot be loaded or attached.
+            ConfigError: an option that cannot be, or a GGUF file that there is no room or no package for.
         """
-        place = str(pocket.path()) if model is None else str(model)
+        place = locate(pocket.path() if model is None else model, gguf_file=gguf_file, revision=revision)
         loaded, tokenizer = load(place, revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
         return cls(loaded, tokenizer, source=place, **options)
 
@@ -154,30 +157,24 @@ class Runtime:
         """The method for a Session whose head has that many tokens."""
         if isinstance(self._method, Method):
             return self._method
-        return make_method(self._method, self.window, head, choosers=self._choosers)
+        return make_method(self._method, self.window, head, choosers=self._choosers, settings=self._settings)
 
-    def _bypass(self, method: Method, border: int | Literal["auto"] | None) -> tuple[BreakEven | None, int | None]:
-        """What was measured, and the border of new Sessions."""
-        least = method.attended
-        if border is None or least is None or not method.recalls or method.border is not None:
-            return None, None
-        if border != "auto":
-            if not least <= border <= self.window:
-                raise ConfigError(f"border={border} cannot be used: it must be between {least}, what is always attended, and {self.window}")
-            return None, border
+    def _layer_shape(self) -> LayerShape:
+        """The first layer that recalls."""
         layer = next(layer for layer in self.attachment.layers if layer.recalls)
-        shape = LayerShape(layer.query_heads, layer.kv_heads, layer.head_dim, self.attachment.dtype, self.attachment.device)
-        measured = break_even(shape, method, self.window)
-        return measured, None if measured is None or measured.border == least else measured.border
+        return LayerShape(layer.query_heads, layer.kv_heads, layer.head_dim, self.attachment.dtype, self.attachment.device)
 
-    def session(self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True) -> Session:
-        """Open a Session, making it if it is new.
+    def session(
+        self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True, reinterpret: bool = False
+    ) -> Session:
+        """Open a Session, making it if it is new. One that is there keeps the method it was made with, and says so where that differs.
 
         Args:
             name: its name; any text.
             namespace: its tenant; the only way to a Session is through both.
             timeout: seconds to wait for another writer.
             create: False raises ``SessionNotFound`` for a new name.
+            reinterpret: read it with this Runtime's method though another made it, for measurements.
 
         Raises:
             SessionBusy: another writer holds it.
@@ -186,7 +183,7 @@ class Runtime:
         """
         wait, chat = self._timeout if timeout is None else timeout, self.chat
         timeline = self.store.session(name, namespace, model=self.model_id, layout=self.layout, timeout=wait, create=create)
-        return self._wrap(timeline, chat)
+        return self._wrap(timeline, chat, reinterpret)
 
     def score(
         self, ids: Tensor, *, of: range, alone: int | None = None, counters: Counters | None = None, progress: Progress | None = None
@@ -227,18 +224,18 @@ class Runtime:
             least = parse_size(self.budget.device) + (missing + 1) * sum(len(kind.layers) * kind.block_bytes for kind in kinds)
             raise ConfigError(f"a text of {tokens} tokens does not fit Budget.device={self.budget.device!r}; it takes {least} bytes")
 
-    def _wrap(self, timeline: Timeline, chat: ChatFormat) -> Session:
+    def _wrap(self, timeline: Timeline, chat: ChatFormat, reinterpret: bool = False) -> Session:
         conversation = Conversation(
             timeline,
             chat,
             lambda system, tools: self._root(timeline.namespace, system, tools),
             head_limit=self.window // HEAD_SHARE,
             max_turn_tokens=self._max_turn_tokens,
-            border=self.border,
+            made_by=what_is_recorded(self.method(0), self.window, self.border),
         )
         services = Services(
-            open_engine=lambda: self._engine(timeline, conversation),
-            branch=self._branch,
+            open_engine=lambda: self._engine(timeline, conversation, reinterpret),
+            branch=partial(self._branch, reinterpret=reinterpret),
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
             structured=self._structured,
         )
@@ -255,11 +252,28 @@ class Runtime:
     def _root(self, namespace: str, system: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
         return chain_root(namespace, self._model_text, self.chat.template_hash, system, tools)
 
-    def _engine(self, timeline: Timeline, conversation: Conversation) -> tuple[MemoryEngine, SegmentFiles]:
+    def _method_of(self, name: str, conversation: Conversation, reinterpret: bool) -> Method:
+        """The method of a Session.
+
+        Raises:
+            ConfigError: it needs more of the device Tier than the budget gives.
+        """
+        head = conversation.head_tokens
+
+        def make(spec: str, window: int) -> Method:
+            return make_method(spec, window, head, choosers=self._choosers)
+
+        method = method_of(name, conversation.made_by, self.method(head), self.window, make, reinterpret=reinterpret)
+        needed = least_blocks(method, self.layout)
+        if needed > min(self.cache.max_read(kind.layers[0]) for kind in block_kinds(self.layout)):
+            raise ConfigError(
+                f"session {name!r} was made with {method.spec}, which needs {needed} blocks of a layer at once; raise Budget.device"
+            )
+        return method
+
+    def _engine(self, timeline: Timeline, conversation: Conversation, reinterpret: bool) -> tuple[MemoryEngine, SegmentFiles]:
         files = SegmentFiles(timeline)
-        method = self.method(conversation.head_tokens)
-        if conversation.border is not None and method.attended is not None:
-            method = replace(method, border=max(conversation.border, method.attended))
+        method = self._method_of(timeline.name, conversation, reinterpret)
         kv = SessionKV(self.layout, kv_plan(self.attachment, method, CHUNK_TOKENS), self.cache, files)
         files.load(kv)
         return self._assemble(timeline, method, kv, files), files
@@ -268,14 +282,16 @@ class Runtime:
         def tokens(start: int, stop: int) -> Tensor:
             return torch.from_numpy(timeline.tokens(start, stop).astype("int64"))
 
-        return MemoryEngine(self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages)
+        return MemoryEngine(
+            self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages, self._attention_shares
+        )
 
-    def _branch(self, parent: Session, name: str, at: int | None) -> Session:
+    def _branch(self, parent: Session, name: str, at: int | None, reinterpret: bool = False) -> Session:
         """A child of an open Session: its rows in the Store, and its keys and values shared with the parent's."""
         timeline = parent.timeline
         timeline.fork(name, at)
         child = self.store.session(name, parent.namespace, model=self.model_id, layout=self.layout, timeout=self._timeout, create=False)
-        session = self._wrap(child, self.chat)
+        session = self._wrap(child, self.chat, reinterpret)
         if parent.has_engine:
             engine = parent.engine
             files = SegmentFiles(child)

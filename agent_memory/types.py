@@ -5,9 +5,9 @@ Knows the nouns (Turn, Block, Segment, Recall, Budget) and nothing of how they a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 BLOCK_TOKENS = 32
 """Tokens in a Block."""
@@ -33,7 +33,6 @@ class Budget:
 
     ``cold`` says how spilled Blocks are held: ``exact``, or in 8 or 4 bits a number (``int8``, ``int4``), so that more of them stay
     in memory, on a CPU too. Those are approximate: replies may read them, and then say so; nothing that is kept is made from them.
-
     ``prefetch`` has Blocks that will be wanted soon read from disk in the background.
     """
 
@@ -130,29 +129,38 @@ class Receipt:
 class RecalledTurn:
     """One turn that took part in a reply through memory.
 
-    ``score`` is the share of the reply's selections (layer, KV head, group) that included one of its Blocks; ``tokens_ago`` counts
-    from its last token; ``tier`` is the slowest Tier it was read from.
+    ``score`` is its attention share: the softmax weight of its recalled tokens, averaged over all attention layers, query heads and
+    tokens of the reply, 0 where it was not read. It says that and no more: not that the answer came from this turn. ``peak`` is the
+    largest weight one of its tokens got: in one layer, at one token of the reply, on average over the query heads of one KV head.
+    ``tokens_ago`` counts from its last token; ``tier`` is the slowest Tier it was read from.
     """
 
     turn: int
     role: Role
     name: str | None
     tokens_ago: int
-    score: float
+    score: float | None
     tier: TierName
     text: str
+    peak: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
     """What memory contributed to one reply, for people.
 
-    ``exact`` is True only if every selection of the reply is the one the same rule makes over every stored key in fp32.
-    ``certified`` says over what the top Blocks were proven (``memory``, ``survivors`` or ``no``). ``damaged`` lists Blocks that
-    were wanted and could not be trusted; they were left out. ``selections`` counts (layer, KV head, group); ``blocks`` the
-    distinct Blocks read; ``keys_scored`` the key vectors scored; ``keys_rescored`` the tokens whose true keys were
-    read to prove the choice. A Block read from ``host-int8`` or ``host-int4`` was approximate (see :class:`Budget`), and then
-    ``exact`` is False.
+    ``turns`` hold the Blocks that were read, at most 32 of them, highest score first. The scores, ``sink_share`` (the first tokens, and
+    extra logits a layer may have), ``other_share`` (turns beyond the 32), ``unread_share`` (what was not read, and is attended to by means
+    of its values: option ``estimate_unread`` of ``recall``) and ``local_share`` (all else: the latest tokens, the reply's own, what is
+    attended to without being chosen) add up to 1. A token of the reply counts with the forward it was chosen from, that
+    of the token before it. Scores and shares are None with ``attention_shares`` off, and for replies decoded in kernels on pages; turns
+    are ranked by the share of selections that included a Block of theirs then, which was the score in records without shares.
+
+    ``exact`` is True only if every selection of the reply is the one the same rule makes over every stored key in fp32, and no Block
+    was read from ``host-int8`` or ``host-int4`` (see :class:`Budget`). ``certified`` says over what the top Blocks were proven
+    (``memory``, ``survivors`` or ``no``). ``damaged`` lists Blocks that were wanted and could not be trusted; they were left out.
+    ``selections`` counts (layer, KV head, group); ``blocks`` the distinct Blocks read; ``keys_scored`` the key vectors scored;
+    ``keys_rescored`` the tokens whose true keys were read to prove the choice.
     """
 
     turns: tuple[RecalledTurn, ...] = ()
@@ -164,6 +172,10 @@ class Recall:
     keys_rescored: int = 0
     tiers: Mapping[str, int] = field(default_factory=dict)
     damaged: tuple[int, ...] = ()
+    sink_share: float | None = None
+    local_share: float | None = None
+    other_share: float | None = None
+    unread_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -288,13 +300,3 @@ class Piece:
 
     token: int
     text: str
-
-
-class Engine(Protocol):
-    """What a Session asks of a Runtime: make KV for tokens, and make a reply."""
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        """Append the KV of ``ids`` after what is there."""
-
-    def generate(self, request: GenerationRequest) -> Iterator[Piece]:
-        """Yield the reply's pieces; its KV is dropped again when the iterator ends."""

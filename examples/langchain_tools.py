@@ -34,7 +34,8 @@ def main(store: str = "./memory", model: str | None = None) -> AIMessage:
     answer: AIMessage = messages[-1]
     for turn in answer.response_metadata["agent_memory"]["recalled"]:
         text = messages[turn["turn"] - 1].text  # turn 0 is the head, with the tool's description
-        print(f"  recalled {turn['role']} turn {turn['turn']}, {turn['tokens_ago']:,} tokens ago, score {turn['score']:.2f}: {text[:50]!r}")
+        share = "" if turn["score"] is None else f", {turn['score']:.1%} of the attention"  # kernels on a GPU give none
+        print(f"  recalled {turn['role']} turn {turn['turn']}, {turn['tokens_ago']:,} tokens ago{share}: {text[:50]!r}")
     chat.close()
     return answer
 

@@ -25,12 +25,16 @@ class Attended:
         values: ``[G, Hk, n, dv]``.
         tokens: int64 ``[G, S, n]`` token index of each key, -1 where there is none; ``S`` is 1 or ``Hk``.
         queries: int64 ``[G, T]`` token index of each query; the last keys are the queries' own.
+        sink: how many of the first keys are the sink's.
+        recalled: how many of those after them were chosen from memory; all others are local.
     """
 
     keys: Tensor
     values: Tensor
     tokens: Tensor
     queries: Tensor
+    sink: int = 0
+    recalled: int = 0
 
 
 class PositionMap(Protocol):
@@ -68,6 +72,30 @@ def _split_heads(attended: Attended, rank: Tensor, visible: Tensor, count: int) 
     shift = rank[..., -1:].amax(dim=1, keepdim=True) - rank[..., -1:]
     aligned = rank + shift
     return [Region(attended.keys, attended.values, aligned[:, 0, -count:], aligned, visible)]
+
+
+@dataclass(frozen=True)
+class WindowPositions:
+    """Keys stand at their true distance where the trained window has room for it, and packed at its far end where they are further away.
+
+    A key's position is the larger of its rank in the attended set and its place in a window that ends with the last query. Both ascend
+    with the tokens, so no two keys share a position, and the order is kept. Up to ``window`` tokens this is plain rotary attention.
+
+    Attributes:
+        window: positions that are used.
+    """
+
+    window: int
+
+    def regions(self, attended: Attended) -> list[Region]:
+        """One causal Region."""
+        tokens, queries = attended.tokens, attended.queries
+        present = tokens >= 0
+        visible = present[:, :, None, :] & (tokens[:, :, None, :] <= queries[:, None, :, None])
+        first = (queries[:, -1:] - self.window + 1).clamp(min=0)
+        rank = (present.cumsum(-1) - 1).clamp(min=0)
+        positions = torch.maximum(rank, tokens - first[:, None])
+        return [Region(attended.keys, attended.values, queries - first, positions[:, 0] if positions.shape[1] == 1 else positions, visible)]
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,20 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What stands for keys that are not read: parts of the timeline, each with the mean of its values.
+
+    Attributes:
+        log_mass: fp32 ``[G, Hk, m, n]``, log-sum-exp of the logits of each part's keys; -inf where a part does not take part. Rows of a GQA
+            group come query head by query head.
+        values: ``[n, Hk, dv]``, the mean of each part.
+    """
+
+    log_mass: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LayerRule:
     """What a model's layer does besides rotation.
 
@@ -71,7 +85,9 @@ class LayerRule:
     softcap: float | None = None
 
 
-def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
+def attend(
+    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, estimate: Estimate | None = None
+) -> Tensor:
     """Attention of query groups over disjoint Regions.
 
     Args:
@@ -80,16 +96,53 @@ def attend(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: Lay
         rotary: rotation of the model.
         rule: the layer's scale, sinks and softcap.
         ops: kernel implementation.
+        estimate: what stands for keys that are in no Region.
 
     Returns:
         ``[G, H, T, dv]``. GQA pairing is ``h // g``.
     """
+    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops, estimate)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Softmax weights of one query over all it attends to, summed over query heads; together they are the number of query heads.
+
+    Attributes:
+        keys: fp32 ``[Hk, n]``, over the query heads that share a KV head; 0 where a key is not visible.
+        sinks: fp32 ``[]``, what the extra logits of a layer with ``sinks`` take; None where it has none.
+        unread: fp32 ``[]``, what stands for keys that were not read takes; None where nothing does.
+    """
+
+    keys: Tensor
+    sinks: Tensor | None
+    unread: Tensor | None = None
+
+
+def attend_with_last_weights(
+    queries: Tensor,
+    regions: Sequence[Region],
+    rotary: Rotary,
+    rule: LayerRule,
+    ops: Operations,
+    keys: int,
+    estimate: Estimate | None = None,
+) -> tuple[Tensor, Weights]:
+    """As :func:`attend`, bit by bit, and the weights of the last query of the last group.
+
+    The output is not made from these weights: torch's fused attention gives none, and what is only reported must not change a reply.
+
+    Args:
+        keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
+    """
     parts = _parts(queries, regions, rotary, rule.index)
-    if len(parts) == 1 and rule.sinks is None and rule.softcap is None:
-        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
-    else:
-        out, _ = _merged(parts, queries, rule, ops)
-    return out.reshape(*queries.shape[:3], -1)
+    return _output(parts, queries, rule, ops, estimate), _last_weights(parts, regions, rule, keys, queries.shape[2], estimate)
+
+
+def log_sum_exp(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
+    """fp32 ``[G, Hk, m]``: log of the sum of attention weights ``queries [G, H, T, d]`` give Regions before they are normalised, the
+    layer's extra logits included. Rows of a GQA group come query head by query head."""
+    return _merged(_parts(queries, regions, rotary, rule.index), queries, rule, ops)[1]
 
 
 def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
@@ -105,6 +158,14 @@ def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary,
     bias = _additive(regions[0].visible)
     mass = ops.column_mass(first.queries.reshape(*rows, queries.shape[-1]), first.keys, bias, lse.reshape(rows), rule.scaling, rule.softcap)
     return out.reshape(*queries.shape[:3], -1), mass.flatten(1, 2)
+
+
+def _with_estimate(out: Tensor, lse: Tensor, estimate: Estimate) -> Tensor:
+    """Attention ``out [G, Hk, m, dv]`` with log-sum-exp ``lse [G, Hk, m]``, joined with what stands for the keys left out."""
+    total = torch.logaddexp(lse, torch.logsumexp(estimate.log_mass, dim=-1))
+    weights = torch.exp(estimate.log_mass - total[..., None])
+    means = estimate.values.float().transpose(0, 1)
+    return (out.float() * torch.exp(lse - total)[..., None] + weights @ means).to(out.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +190,47 @@ def _parts(queries: Tensor, regions: Sequence[Region], rotary: Rotary, layer: in
         k = _rotate(region.keys, psi, rotary, layer)
         parts.append(_Part(q, k, region.values, _bias(region.visible, heads // kv_heads)))
     return parts
+
+
+def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations, estimate: Estimate | None) -> Tensor:
+    """``[G, H, T, dv]`` over all parts, and what stands for keys that are in none."""
+    if estimate is not None:
+        out = _with_estimate(*_merged(parts, queries, rule, ops), estimate)
+    elif len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
+    else:
+        out, _ = _merged(parts, queries, rule, ops)
+    return out.reshape(*queries.shape[:3], -1)
+
+
+def _last_weights(
+    parts: Sequence[_Part], regions: Sequence[Region], rule: LayerRule, keys: int, count: int, estimate: Estimate | None
+) -> Weights:
+    """Weights of the last of ``count`` queries of the last group: one softmax over the logits of all parts."""
+    logits = [_last_logits(part, rule, count) for part in parts]
+    if rule.sinks is None and estimate is None and len(logits) == 1 and logits[0].shape[-1] == keys:
+        return Weights(logits[0].softmax(-1).sum(1), None)
+    if rule.sinks is not None:
+        logits.append(rule.sinks.float().reshape(logits[0].shape[0], -1, 1))
+    if estimate is not None:
+        logits.append(torch.logsumexp(estimate.log_mass[-1, :, count - 1 :: count], dim=-1, keepdim=True))
+    weights = torch.cat(logits, dim=-1).softmax(-1).sum(1)
+    by_key, at = weights.new_zeros((weights.shape[0], keys)), 0
+    for region in regions:  # Regions may name the same keys, each for other queries or heads
+        width = region.keys.shape[2]
+        by_key[:, region.first : region.first + width] += weights[:, at : at + width]
+        at += width
+    unread = None if estimate is None else weights[:, -1].sum()
+    return Weights(by_key, None if rule.sinks is None else weights[:, at].sum(), unread)
+
+
+def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:
+    """Logits ``[Hk, H / Hk, n]`` of the last query, products in the dtype of the keys, the rest in fp32; ``-inf`` hides a key."""
+    query = part.queries[-1, :, count - 1 :: count]
+    logits = torch.matmul(query * rule.scaling, part.keys[-1].transpose(-1, -2)).float()
+    if rule.softcap is not None:
+        logits = rule.softcap * torch.tanh(logits / rule.softcap)
+    return logits if part.bias is None else logits.add_(part.bias[-1, :, -1:])  # all query heads of a query see the same keys
 
 
 def _merged(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
@@ -185,10 +287,10 @@ def _at(table: Tensor, positions: Tensor) -> Tensor:
     return table.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
 
 
-def rotated(x: Tensor, position: int, rotary: Rotary, layer: int) -> Tensor:
-    """``x [G, H, T, d]`` at one position."""
-    cos, sin = rotary.table(layer, position + 1)
-    return rotary.rotate(layer, x, cos[:, position:].expand(-1, x.shape[2], -1), sin[:, position:].expand(-1, x.shape[2], -1))
+def rotated(x: Tensor, positions: Tensor, rotary: Rotary, layer: int) -> Tensor:
+    """``x [G, H, T, d]`` at integer positions ``[T]``, ``[G, T]`` or ``[G, H, T]``."""
+    cos, sin = rotary.table(layer, int(positions.max()) + 1)
+    return _rotate(x, (_at(cos[0], positions), _at(sin[0], positions)), rotary, layer)
 
 
 def _rotate(x: Tensor, pair: Pair, rotary: Rotary, layer: int) -> Tensor:

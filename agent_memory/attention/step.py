@@ -8,7 +8,8 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from agent_memory_kernels import Operations
 from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
+from .pieces import Piece, cut
 from .positions import Attended, PositionMap, TruePositions, true_but_split
-from .region import LayerRule, Region, Rotary, attend, attend_and_weigh, rotated
-from .selectors import Ask, Bounds, Selection
+from .region import Estimate, LayerRule, Rotary, attend, attend_and_weigh, attend_with_last_weights, log_sum_exp, rotated
+from .selectors import Ask, Bounds, Selection, Unread
+from .shares import AttentionShares
 from .trace import Trace
 
 HEARD = 12
@@ -50,33 +53,6 @@ class RecentQueries:
     def keep(self, layer: int, queries: Tensor, stop: int) -> None:
         """Remember the last of ``queries [H, T, d]``, which end before token ``stop``."""
         self._layers[layer] = (stop, queries[:, -HEARD:])
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive groups of one forward that are attended together; tokens ``[start, stop)``."""
-
-    start: int
-    stop: int
-    dense: bool
-
-
-def cut(start: int, stop: int, attended: int | None, group: int, at: int | None = None) -> list[Piece]:
-    """Cut tokens ``[start, stop)`` into a dense piece, whole groups, and broken groups at either end; and at the border ``at`` of
-    two groups, if given."""
-    if at is not None and start < at < stop:
-        return [*cut(start, at, attended, group), *cut(at, stop, attended, group)]
-    border = stop if attended is None else min(max(attended, start), stop)
-    pieces = [Piece(start, border, True)] if border > start else []
-    if border % group and border < stop:
-        pieces.append(Piece(border, min(stop, border - border % group + group), False))
-        border = pieces[-1].stop
-    whole = stop - (stop - border) % group
-    if whole > border:
-        pieces.append(Piece(border, whole, False))
-    if stop > max(whole, border):
-        pieces.append(Piece(max(whole, border), stop, False))
-    return pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +88,7 @@ class MemoryStep:
         since: only those of tokens from here on, the border of two groups.
         settled: tokens before it will not be fed again, so that methods with feedback count them; by default those before ``since``,
             or all where nothing is traced.
+        shares: takes the attention weights of the last token, if given.
     """
 
     def __init__(
@@ -125,9 +102,10 @@ class MemoryStep:
         trace: Trace | None = None,
         since: int = 0,
         settled: int | None = None,
+        shares: AttentionShares | None = None,
     ) -> None:
         self.kv, self.method, self.rotary, self.ops, self.recent = kv, method, rotary, ops, recent
-        self._trace, self._since = trace, since
+        self._trace, self._since, self._shares = trace, since, shares
         self.start, self.stop = span
         self._settled = settled if settled is not None else self.stop if trace is None else since
         group = 1 if method.sizes is None else method.sizes.group
@@ -166,20 +144,34 @@ class MemoryStep:
         everything = self.method.sizes is None and width is None
         positions: PositionMap = self.method.positions if everything else TruePositions(width)
         first = 0 if width is None else max(0, start - width + 1)
-        regions = positions.regions(self._whole(rule, first, start, stop))
-        return self._attend(rule, q[None], regions, start)[0].transpose(0, 1)
+        return self._attend(rule, q[None], self._whole(rule, first, start, stop), positions, (start, stop))[0].transpose(0, 1)
 
-    def _attend(self, rule: LayerRule, queries: Tensor, regions: list[Region], first: int) -> Tensor:
-        """Attention of ``queries [G, H, T, d]``, of tokens from ``first`` on, over Regions."""
-        if self._trace is not None and first >= self._since:
+    def _attend(
+        self,
+        rule: LayerRule,
+        queries: Tensor,
+        attended: Attended,
+        positions: PositionMap,
+        span: tuple[int, int],
+        unread: Unread | None = None,
+    ) -> Tensor:
+        """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys and what stands for those not read."""
+        regions = positions.regions(attended)
+        if self._trace is not None and span[0] >= self._since:
             self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
-        return attend(queries, regions, self.rotary, rule, self.ops)
+        estimate = None if unread is None else Estimate(unread.log_mass, unread.values)
+        if self._shares is None or span[1] != self.stop:
+            return attend(queries, regions, self.rotary, rule, self.ops, estimate)
+        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, attended.tokens.shape[-1], estimate)
+        self._shares.add(weights, attended, queries.shape[1])
+        return out
 
     def _whole(self, rule: LayerRule, first: int, start: int, stop: int) -> Attended:
         """All tokens ``[first, stop)``, for the queries from ``start`` on."""
         k, v = self.kv.layers[rule.index].window.view(first, stop)
         tokens = torch.arange(first, stop, device=k.device)
-        return Attended(k[None], v[None], tokens[None, None], tokens[None, start - first :])
+        sink = 0 if self.method.sizes is None else max(0, min(self.method.sizes.sink, stop) - first)
+        return Attended(k[None], v[None], tokens[None, None], tokens[None, start - first :], sink)
 
     def _one_by_one(self, parts: list[Tensor]) -> Iterator[tuple[Piece, Tensor]]:
         """Dense pieces whole, the others group by group: what a group chooses depends on the one before it."""
@@ -206,9 +198,9 @@ class MemoryStep:
             groups = self._groups(rule.index, piece, q, sizes)
             (chosen,) = self._choose(rule, [groups], layer)
             attended = self._attended(rule, groups, chosen, sizes)
-        regions = positions.regions(attended)
         if piece.stop > self._settled or not (piece.dense or piece.stop - piece.start == sizes.group):
-            return self._attend(rule, q[None], regions, piece.start)[0].transpose(0, 1)
+            return self._attend(rule, q[None], attended, positions, (piece.start, piece.stop))[0].transpose(0, 1)
+        regions = positions.regions(attended)
         out, mass = attend_and_weigh(q[None], regions, self.rotary, rule, self.ops)
         kept.add(mass[0], int(attended.tokens[0, 0, regions[0].first]), piece.stop)
         kept.cut(layer.window)
@@ -224,9 +216,9 @@ class MemoryStep:
         groups = [self._groups(rule.index, piece, part, sizes) for piece, part in pieces]
         chosen = self._choose(rule, groups, self.kv.layers[rule.index])
         outputs = []
-        for one, selection in zip(groups, chosen, strict=True):
-            regions = self.method.positions.regions(self._attended(rule, one, selection, sizes))
-            out = self._attend(rule, one.queries, regions, one.first)
+        for (piece, _), one, selection in zip(pieces, groups, chosen, strict=True):
+            attended = self._attended(rule, one, selection, sizes)
+            out = self._attend(rule, one.queries, attended, self.method.positions, (one.first, piece.stop), selection.unread)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
 
@@ -251,7 +243,7 @@ class MemoryStep:
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
             selection.check(one.bounds)
-            self._chosen[one.first] = selection
+            self._chosen[one.first] = replace(selection, unread=None)  # masses are of this layer's queries only
             self.kv.ahead.chosen(rule.index, selection.tokens)
             trace = self._traced(one)
             if trace is not None:
@@ -263,7 +255,24 @@ class MemoryStep:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
         shared = 0 if first else groups.voters.shape[2] - asking
-        return Ask(groups.voters, asking, groups.bounds, shared, lambda x, position: rotated(x, position, self.rotary, rule.index))
+        last = groups.bounds.stops + self.method.sizes.local + groups.length if self.method.sizes is not None else groups.bounds.stops
+        return Ask(
+            groups.voters,
+            asking,
+            groups.bounds,
+            shared,
+            lambda x, positions: rotated(x, positions, self.rotary, rule.index),
+            last[:, None] - asking + torch.arange(asking, device=last.device),
+            rule.softcap,
+            partial(self._near, rule, groups),
+        )
+
+    def _near(self, rule: LayerRule, groups: _Groups) -> Tensor:
+        """Log-sum-exp ``[G, Hk, m]`` of what groups attend to whatever is chosen."""
+        if self.method.sizes is None:
+            raise RuntimeError("a method without sizes attends to everything")
+        attended = self._attended(rule, groups, _nothing(groups.queries), self.method.sizes)
+        return log_sum_exp(groups.queries, self.method.positions.regions(attended), self.rotary, rule, self.ops)
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None
@@ -285,7 +294,7 @@ class MemoryStep:
             tokens[:, :, sizes.sink : near_from].masked_fill_(~read.valid, -1)
             if trace is not None:
                 trace.read(read.blocks, read.tiers)
-        return Attended(kv[0], kv[1], tokens, near[:, -asking:])
+        return Attended(kv[0], kv[1], tokens, near[:, -asking:], sizes.sink, recalled)
 
 
 def _spread(tokens: Tensor, scope: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from ..memory.names import distinct
 from ..types import Certificate
 from .selectors import Selection
+from .shares import AttentionShares
 
 WEAKER: dict[Certificate, int] = {"memory": 0, "survivors": 1, "no": 2}
 
@@ -24,6 +25,7 @@ class Trace:
         attended: keys attended to, summed over queries and layers (a key is counted for every query of a group that reads it).
         tiers: Block -> slowest Tier it was read from (0 device, 1 host, 2 disk).
         damaged: Blocks that were wanted, or would have been candidates, and could not be trusted.
+        shares: attention shares, if somebody sums them.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class Trace:
         self.certified: Certificate = "memory"
         self.keys_scored = 0
         self.keys_rescored = 0
+        self.shares: AttentionShares | None = None
         self._choices: list[np.ndarray] = []
 
     def choose(self, chosen: Selection, block: int) -> None:

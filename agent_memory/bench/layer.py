@@ -20,6 +20,7 @@ from ..attention.selectors import RecallSelector
 from ..attention.selectors.recall import RecallRule
 from ..attention.selectors.recall.certified import Certified
 from ..attention.selectors.recall.votes import Choice, Votes
+from ..attention.shares import AttentionShares
 from ..made_up import LayerShape, MadeUpLayer
 from ..types import BLOCK_TOKENS
 from .compare import Progress, Ratio, compare
@@ -50,6 +51,23 @@ def attention_layer(lengths: tuple[int, ...], progress: Progress, dtype: torch.d
             yield compare(f"R1 layer {tokens:,}{label}", layer.decode, packed, settings, target="" if label else target)
             if not label:
                 yield compare(f"R1 layer {tokens:,} as used", layer.decode, as_used, settings, target="30x" if tokens > 100_000 else "")
+
+
+def summed_attention(tokens: int, progress: Progress, dtype: torch.dtype = torch.bfloat16) -> Iterator[Ratio]:
+    """A decode step of the layer that adds up its attention, against the same step without."""
+    progress(f"attention shares: one layer over {tokens:,} tokens")
+    layer = long_layer(tokens, dtype, ALONE)
+    shares = AttentionShares(tokens, torch.device("cpu"))
+    detail = {
+        "tokens": tokens,
+        "attended": SIZES.attended,
+        "dtype": str(dtype),
+        "query_heads": HEADS,
+        "kv_heads": KV_HEADS,
+        "head_dim": DIM,
+    }
+    name = f"attention shares, layer {tokens:,}"
+    yield compare(name, lambda: layer.decode(shares), layer.decode, detail, growth=True, rounds=60)
 
 
 def dense(tokens: int, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

@@ -21,9 +21,9 @@ import transformers
 
 from .compare import Progress, Ratio
 from .disk import appends
-from .layer import attention_layer, certified_recall
+from .layer import attention_layer, certified_recall, summed_attention
 from .quality import recalled_mass
-from .session import flatness, heap, new_turn, reopening
+from .session import attention_shares, flatness, heap, new_turn, reopening
 
 COLUMNS = ("when", "commit", "machine", "torch", "name", "ours", "baseline", "unit", "ratio", "noise_low", "noise_high", "target", "detail")
 
@@ -57,6 +57,7 @@ BENCHES: dict[str, Bench] = {
     "layer": lambda options, progress: attention_layer(options.layer, progress),
     "certified": lambda options, progress: certified_recall(options.certified, progress),
     "turn": lambda options, progress: new_turn(options.store, options.turn, progress),
+    "shares": lambda options, progress: _shares(options, progress),
     "reopen": lambda options, progress: reopening(options.store, options.reopen, progress),
     "append": lambda options, progress: appends(progress),
     "heap": lambda options, progress: heap(45_000, progress),
@@ -64,6 +65,11 @@ BENCHES: dict[str, Bench] = {
     "quality": lambda options, progress: recalled_mass(options.store, options.quality, progress),
 }
 """In the order they are run."""
+
+
+def _shares(options: Options, progress: Progress) -> Iterator[Ratio]:
+    yield from summed_attention(options.layer[0], progress)
+    yield from attention_shares(options.store, options.turn, progress)
 
 
 def run(names: tuple[str, ...], options: Options, progress: Progress) -> Iterator[Ratio]:

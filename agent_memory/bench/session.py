@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..attention.shares import AttentionShares
+from ..attention.trace import Trace
 from ..evaluate.haystack import Haystack, make_haystack
 from ..runtime import Runtime
 from ..session import Session
@@ -51,18 +53,37 @@ def flatness(store: Path, short: int, long: int, progress: Progress) -> Iterator
             yield compare(name, prefilling(large, ids), prefilling(small, ids), detail, target="at most 1.5x", growth=True, rounds=4)
 
 
-def decoding(session: Session) -> Callable[[], None]:
+def decoding(session: Session, traced: Callable[[], Trace] | None = None, steps: int = REPLY_TOKENS) -> Callable[[], None]:
     """Some steps of a reply, after what is left of the last group; all of it is forgotten again."""
     engine = session.engine
-    tokens = torch.arange(20, 20 + REPLY_TOKENS)
+    tokens = torch.arange(20, 20 + steps)
 
     def run() -> None:
+        trace = None if traced is None else traced()
         engine._back_to(engine.final)
         for token in tokens:
-            engine._forward(token[None], None, "last")
+            engine._forward(token[None], trace, "last")
         engine._back_to(engine.final)
 
     return run
+
+
+def attention_shares(store: Path, tokens: int, progress: Progress) -> Iterator[Ratio]:
+    """Decode steps that add up which turns got the attention, against the same steps that count selections only."""
+
+    with Runtime.load(store=store, budget=Budget(device=DEVICE)) as runtime, filled(runtime, tokens, progress) as session:
+        progress("attention shares: decode steps")
+        name, detail = f"attention shares, decode at {tokens:,}", {"tokens": session.tokens, "method": runtime.method(0).name}
+        # Many short rounds: the difference is smaller than what other work on the machine adds to a long one.
+        ours, baseline = decoding(session, lambda: summing(session), steps=6), decoding(session, Trace, steps=6)
+        yield compare(name, ours, baseline, detail, target="at most 1.1x", growth=True, rounds=60)
+
+
+def summing(session: Session) -> Trace:
+    """A trace of one reply that adds up its attention."""
+    trace = Trace()
+    trace.shares = AttentionShares(session.tokens, session.engine.kv.device)
+    return trace
 
 
 def prefilling(session: Session, ids: list[int]) -> Callable[[], None]:

@@ -39,7 +39,13 @@ STORE_OPTIONS: dict[str, Any] = {
 MODEL_OPTIONS: dict[str, Any] = {
     "model": Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Local folder or hub id.", show_default="the pocket model", rich_help_panel="Settings"),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Folder, GGUF file, hub id, or smollm2.",
+            show_default="the pocket model",
+            rich_help_panel="Settings",
+        ),
     ],
     "method": Annotated[
         str | None, typer.Option(help="How memory takes part in attention.", show_default="recall", rich_help_panel="Settings")
@@ -55,8 +61,18 @@ MODEL_OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(help="float32, bfloat16, float16 or auto.", show_default="the checkpoint's own", rich_help_panel="Settings"),
     ],
+    "attention_shares": Annotated[
+        bool | None,
+        typer.Option(
+            "--attention-shares/--no-attention-shares",
+            help="Say how much of a reply's attention each recalled turn got.",
+            show_default="yes",
+            rich_help_panel="Settings",
+        ),
+    ],
     "device_map": Annotated[str | None, typer.Option(help="Where the weights go, as in transformers.", rich_help_panel="Settings")],
     "revision": Annotated[str | None, typer.Option(help="Hub revision of the model.", rich_help_panel="Settings")],
+    "gguf_file": Annotated[str | None, typer.Option(help="GGUF file in that folder or hub repository.", rich_help_panel="Settings")],
     "threads": Annotated[int | None, typer.Option(help="Torch threads.", show_default="torch's own", rich_help_panel="Settings")],
     "trust_remote_code": Annotated[
         bool | None,
@@ -114,16 +130,27 @@ class Call:
     @contextmanager
     def open_runtime(self) -> Iterator[Runtime]:
         """The Runtime of the settings, closed afterwards."""
+        place = self.locate_model()
         with self.loading():
             from agent_memory.opening import open_runtime
 
-            runtime = open_runtime(self.settings)
+            runtime = open_runtime(self.settings.model_copy(update={"model": place, "gguf_file": None}))
         if runtime.measured is not None and not self.json:
             typer.echo(str(runtime.measured), err=True)
         try:
             yield runtime
         finally:
             runtime.close()
+
+    def locate_model(self, named: str | None = None) -> str:
+        """Where the model lies, of the settings unless another is named. What has to be fetched or dequantised first has a bar of its own,
+        for which a spinner would have no room."""
+        with self._spinner():
+            from agent_memory import pocket
+            from agent_memory.model.locate import locate
+
+        model, settings = named or self.settings.model or pocket.path(), self.settings
+        return locate(model, gguf_file=settings.gguf_file, revision=settings.revision)
 
     def quiet_libraries(self) -> None:
         """Keep transformers' own progress bars off the terminal; there is one for what the command does."""
@@ -134,9 +161,14 @@ class Call:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """While a model is loaded: a spinner on standard error, or silence if that is no terminal."""
+        self.quiet_libraries()
+        with self._spinner():
+            yield
+
+    @contextmanager
+    def _spinner(self) -> Iterator[None]:
         from rich.console import Console
 
-        self.quiet_libraries()
         if self.json or not sys.stderr.isatty():
             yield
             return

@@ -116,15 +116,15 @@ def repair(call: Call, session: Annotated[str, typer.Argument(help="Session to r
 
 def attach_check(
     call: Call,
-    place: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Folder or hub id.", show_default="the pocket model")] = None,
+    place: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Folder, GGUF file, hub id, or smollm2.", show_default="the pocket model")
+    ] = None,
 ) -> None:
     """Say, layer by layer, whether memory can be attached to a model; exits with 1 if it cannot."""
-    from agent_memory import pocket
     from agent_memory.model.attach import inspect
     from agent_memory.model.load import load
 
-    settings = call.settings
-    source = place or settings.model or str(pocket.path())
+    settings, source = call.settings, call.locate_model(place)
     options: dict[str, Any] = {"device_map": settings.device_map, "trust_remote_code": settings.trust_remote_code}
     with call.loading():
         model, _ = load(source, revision=settings.revision, dtype=settings.dtype, **options)

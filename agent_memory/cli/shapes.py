@@ -82,12 +82,19 @@ def turn_table(turns: Iterable[Turn]) -> Table:
 
 
 def recall_table(recall: Recall, most: int = 8) -> Table:
-    """One line a recalled turn, the best first."""
-    made = table("turn", "who", "tokens ago", "score", "tier", "text", right=("turn", "tokens ago", "score"))
-    for hit in sorted(recall.turns, key=lambda hit: -hit.score)[:most]:
-        row = (str(hit.turn), speaker(hit.role, hit.name), f"{hit.tokens_ago:,}", f"{hit.score:.2f}", hit.tier)
+    """One line a recalled turn, the best first; what the scores are stands over them, since older versions recorded something else."""
+    older = recall.local_share is None and any(hit.score is not None for hit in recall.turns)
+    score = "of selections" if older else "of attention"
+    made = table("turn", "who", "tokens ago", score, "peak", "tier", "text", right=("turn", "tokens ago", score, "peak"))
+    for hit in recall.turns[:most]:
+        row = (str(hit.turn), speaker(hit.role, hit.name), f"{hit.tokens_ago:,}", share(hit.score), share(hit.peak), hit.tier)
         made.add_row(*row, snippet(hit.text))
     return made
+
+
+def share(part: float | None) -> str:
+    """A share for people: ``3.1%``, or ``-`` where it is not known."""
+    return "-" if part is None else f"{part:.1%}"
 
 
 def read_recall(stored: Mapping[str, Any]) -> Recall:
@@ -101,7 +108,15 @@ def recall_line(recall: Recall) -> str:
     proven = "exact" if recall.exact else f"certified: {recall.certified}"
     damaged = f"; [red]{len(recall.damaged)} damaged Blocks left out[/]" if recall.damaged else ""
     read = f" ({tiers})" if tiers else ""
-    return f"{count(len(recall.turns), 'turn')}, {count(recall.blocks, 'Block')}{read}; {proven}{damaged}"
+    return f"{count(len(recall.turns), 'turn')}, {count(recall.blocks, 'Block')}{read}; {proven}{_attention(recall)}{damaged}"
+
+
+def _attention(recall: Recall) -> str:
+    """How the attention of the reply was shared out."""
+    if recall.sink_share is None or recall.local_share is None:
+        return ""
+    recalled = 1 - recall.sink_share - recall.local_share
+    return f"; attention {share(recalled)} recalled, {share(recall.sink_share)} sink, {share(recall.local_share)} local"
 
 
 def damage_table(damage: Iterable[Damage]) -> Table:

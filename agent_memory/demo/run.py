@@ -203,7 +203,8 @@ def _say_answer(asked: Asked, say: Say) -> None:
     said, value = asked.answer.strip(), asked.question.value
     say(f"       {said!r}; the machine says {value!r}; {asked.tokens_ago:,} tokens ago, {asked.seconds:.2f} s")
     for hit in asked.recalled:
-        say(f"       recalled turn {hit.turn} ({hit.role}), {hit.tokens_ago:,} tokens ago, score {hit.score:.2f}, from {hit.tier}")
+        share = "" if hit.score is None else f"{hit.score:.1%} of the attention, "
+        say(f"       recalled turn {hit.turn} ({hit.role}), {hit.tokens_ago:,} tokens ago, {share}from {hit.tier}")
     say(f"       without memory: {asked.plain_answer.strip()!r} ({plain})")
 
 

@@ -93,8 +93,9 @@ class Reply:
         return str(self.turn.meta.get("reasoning", ""))
 
     def facts(self) -> dict[str, Any]:
-        """Where it stands, tokens the Session holds with it and that were read for it, why it ended, and what was recalled, from where."""
-        names = ("turn", "role", "name", "tokens_ago", "score", "tier")
+        """Where it stands, tokens the Session holds with it and that were read for it, why it ended, and what was recalled: from where,
+        and with which attention (``score`` and ``peak`` of :class:`agent_memory.types.RecalledTurn`)."""
+        names = ("turn", "role", "name", "tokens_ago", "score", "peak", "tier")
         return {
             "session": self.session,
             "turn": self.turn.index,

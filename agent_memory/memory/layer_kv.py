@@ -5,7 +5,9 @@ Knows shapes and tensors; how they are filled is the Session's affair.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +18,9 @@ from ..types import KVLayout
 from .clusters import LayerClusters
 from .growing import GrowingRows
 from .representatives import LayerRepresentatives, RepresentativePlan
+from .rotated_keys import RotatedKeys
 from .summary import LayerSummary
+from .value_means import value_means
 from .window import LayerWindow
 
 
@@ -36,11 +40,15 @@ class Keeps:
         every_key: all keys, held in memory.
         representatives: representatives of blocks.
         clusters_from: clusters of like keys, from so many tokens on.
+        distances: keys rotated to their positions, counted from multiples of so many tokens.
+        value_means: mean values of the parts of each Block.
     """
 
     every_key: bool = False
     representatives: RepresentativePlan | None = None
     clusters_from: int | None = None
+    distances: int | None = None
+    value_means: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class KVPlan:
         recalling: for each layer, whether it recalls (and so needs summaries).
         keeps: what the method's Selector needs.
         query_heads: of each layer, where there are representatives.
+        rotate: ``rotate(layer, x [Hk, n, d], positions [n])``, the model's rotation, where rotated keys are kept.
     """
 
     sink: int
@@ -62,6 +71,7 @@ class KVPlan:
     keeps: Keeps = Keeps()
     least: int | None = None
     query_heads: tuple[int, ...] = ()
+    rotate: Callable[[int, Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,10 @@ class LayerKV:
         self.summary = LayerSummary(heads, dim, device=device) if recalls else None
         self.clusters = LayerClusters(heads, dim, keeps.clusters_from, device) if recalls and keeps.clusters_from is not None else None
         self.every_key = GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if recalls and keeps.every_key else None
+        self.rotated_keys = None
+        if recalls and keeps.distances is not None and plan.rotate is not None:
+            self.rotated_keys = RotatedKeys(heads, dim, keeps.distances, partial(plan.rotate, layer), device)
+        self.value_means = value_means(heads, dim, dtype, device) if recalls and keeps.value_means else None
         self.representatives = (
             LayerRepresentatives(keeps.representatives, plan.query_heads[layer], dim, device)
             if recalls and keeps.representatives is not None
@@ -108,8 +122,9 @@ class LayerKV:
             self.clusters.truncate(length, self.summary.keys_of)
         if self.summary is not None:
             self.summary.truncate(self.sealed)
-        if self.every_key is not None:
-            self.every_key.truncate(self.sealed)
+        for rows in (self.every_key, self.rotated_keys, self.value_means):
+            if rows is not None:
+                rows.truncate(self.sealed)
         if self.representatives is not None:
             self.representatives.truncate(length)
 
@@ -119,10 +134,20 @@ class LayerKV:
         twin.summary = None if self.summary is None else self.summary.fork(self.sealed)
         twin.clusters = None if self.clusters is None else self.clusters.fork()
         twin.every_key = None if self.every_key is None else self.every_key.fork(self.sealed)
+        twin.rotated_keys = None if self.rotated_keys is None else self.rotated_keys.fork(self.sealed)
+        twin.value_means = None if self.value_means is None else self.value_means.fork(self.sealed)
         twin.representatives = None if self.representatives is None else self.representatives.fork(length)
 
     @property
     def nbytes(self) -> int:
         """Bytes held beside the Tiers."""
-        kept = (self.window, self.summary, self.clusters, self.every_key, self.representatives)
+        kept = (
+            self.window,
+            self.summary,
+            self.clusters,
+            self.every_key,
+            self.rotated_keys,
+            self.value_means,
+            self.representatives,
+        )
         return self.sink.nbytes + sum(part.nbytes for part in kept if part is not None)

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ..types import BLOCK_TOKENS
+from .growing import GrowingRows
 from .layer_kv import LayerKV
+from .summary import LayerSummary
+from .value_means import NAME, means_of
 
 Read = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Keys and values ``[Hk, tokens, d]`` of the Blocks, in order and some at a time."""
@@ -28,22 +31,34 @@ def restore_layer(part: LayerKV, first: int, blocks: int, known: dict[str, Tenso
         lost: they are damaged, and nothing is known.
         read: reads the Blocks; used only where something has to be made again.
     """
-    summary, every_key = part.summary, part.every_key
-    if summary is not None and lost:
-        summary.load(summary.blank(blocks))
-    elif summary is not None and "mean" in known:
-        summary.load(known)
+    summary, means = part.summary, part.value_means
+    anew: list[GrowingRows | LayerSummary] = [] if part.every_key is None else [part.every_key]
+    if summary is not None and not _restore_summary(summary, blocks, known, lost):
+        anew.append(summary)
     if part.representatives is not None:
         part.representatives.load(first, known.get("representative"), blocks)
-    anew = summary is not None and not lost and "mean" not in known
-    if not anew and every_key is None:
-        return
-    for k, _ in read():
-        keys = _by_block(k, BLOCK_TOKENS)
-        if anew and summary is not None:
-            summary.append(keys)
-        if every_key is not None:
-            every_key.append(keys)
+    if means is not None and (lost or NAME in known):
+        means.append(torch.zeros((blocks, *means.row_shape)) if lost else known[NAME])
+        means = None
+    if anew or means is not None:
+        for k, v in read():
+            for rows in anew:
+                rows.append(_by_block(k, BLOCK_TOKENS))
+            if means is not None:
+                means.append(means_of(_by_block(v, BLOCK_TOKENS)))
+    if part.rotated_keys is not None and summary is not None:
+        part.rotated_keys.append(summary.float_keys(first, first + blocks))
+
+
+def _restore_summary(summary: LayerSummary, blocks: int, known: dict[str, Tensor], lost: bool) -> bool:
+    """Take up summaries as they were written; False if there are none, and they have to be made again."""
+    if lost:
+        summary.load(summary.blank(blocks))
+    elif "mean" in known:
+        summary.load(known)
+    else:
+        return False
+    return True
 
 
 def _by_block(k: Tensor, size: int) -> Tensor:

@@ -21,6 +21,8 @@ from .gathering import joined, write_blocks, write_tokens
 from .layer_kv import Gathered, KVPlan, LayerKV
 from .names import BlockNames
 from .restoring import restore_layer
+from .value_means import NAME as VALUE_MEAN
+from .value_means import means_of
 
 
 class SessionKV:
@@ -86,15 +88,20 @@ class SessionKV:
         k, v = part.window.view(part.sealed * size, whole * size)
         kv = torch.stack([k, v]).reshape(2, k.shape[0], whole - part.sealed, size, -1).permute(2, 0, 1, 3, 4)
         self.cache.put(layer, self.uids[part.sealed : whole], kv)
-        self._summarise(part, kv[:, 0])
+        self._summarise(part, kv)
         part.sealed = whole
 
     @staticmethod
-    def _summarise(part: LayerKV, keys: Tensor) -> None:
-        if part.summary is not None:
-            part.summary.append(keys)
-        if part.every_key is not None:
-            part.every_key.append(keys)
+    def _summarise(part: LayerKV, kv: Tensor) -> None:
+        """Note what is kept of new Blocks ``[n, 2, Hk, 32, d]``."""
+        for rows in (part.summary, part.every_key):
+            if rows is not None:
+                rows.append(kv[:, 0])
+        if part.rotated_keys is not None and part.summary is not None:
+            # From the 8-bit keys, so that a Session that was reopened chooses by the same numbers.
+            part.rotated_keys.append(part.summary.float_keys(len(part.rotated_keys), len(part.summary)))
+        if part.value_means is not None:
+            part.value_means.append(means_of(kv[:, 1]))
 
     def _name_blocks(self, count: int) -> None:
         missing = count - len(self._names)
@@ -231,6 +238,8 @@ class SessionKV:
             for rows_of in (part.summary, part.representatives):
                 if rows_of is not None:
                     tensors.update({f"layers.{layer}.{name}": rows for name, rows in rows_of.state(first, last).items()})
+            if part.value_means is not None:
+                tensors[f"layers.{layer}.{VALUE_MEAN}"] = part.value_means.slice(first, last)
         return tensors
 
     def restore(self, blocks: int, summaries: dict[str, Tensor] | None) -> None:

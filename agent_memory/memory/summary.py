@@ -113,6 +113,10 @@ class LayerSummary:
         """fp32 ``[N, Hk, 32]``: ``|key - scale * q8|``, rounded up."""
         return self._sketched("residual")
 
+    def float_keys(self, start: int, stop: int) -> Tensor:
+        """Keys fp32 ``[n, Hk, 32, d]`` of Blocks ``[start, stop)`` as the 8-bit grid of each key gives them."""
+        return as_float(self.q8.slice(start, stop)).mul_(self.scale.slice(start, stop)[..., None])
+
     def scanned(self, head: int, count: int) -> list[tuple[Tensor, Tensor]]:
         """The keys of one KV head's first ``count`` Blocks on an 8-bit grid of each Block: int8 ``[*, 32, d]`` and fp32 ``[*]`` steps,
         in one or two pairs of views that follow each other."""

@@ -5,6 +5,7 @@ Knows what transformers' modules do when called; nothing of memory. Every claim 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,14 @@ class _Probe:
         if isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
             if any(isinstance(value, Tensor) and not value.is_floating_point() for value in (*args, *kwargs.values())):
                 self.pairs.append((output, Rope(module, args, kwargs)))
+
+    def settle(self) -> None:
+        """Put the rotary modules back as they were. What made a pair and cannot be asked for another is none: a whole layer, say."""
+        made, self.pairs = self.pairs, []
+        for pair, rope in made:
+            with contextlib.suppress(Exception):
+                rope.settle()
+                self.pairs.append((pair, rope))
 
     def rope_of(self, pair: Pair) -> Rope | None:
         same = (rope for made, rope in self.pairs if made[0] is pair[0] and made[1] is pair[1])
@@ -140,8 +149,7 @@ def _observe(model: PreTrainedModel, positions: Tensor, probe: _Probe, cache: Pa
     finally:
         for hook in hooks:
             hook.remove()
-        for _, rope in probe.pairs:
-            rope.settle()
+        probe.settle()
 
 
 def _examine_all(model: PreTrainedModel, probe: _Probe, cache: PassingCache) -> list[Layer]:

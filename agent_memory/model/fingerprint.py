@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import xxhash
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from agent_memory.errors import ModelNotFound
+from agent_memory.model.user_cache import FileHashes, cache_folder
 from agent_memory.types import ModelId
 
 _DIGITS = 16
@@ -32,6 +32,7 @@ _PASSING_FIELDS = {
     "architectures",
     "auto_map",
     "use_cache",
+    "recall",  # how memory is read, which each Session records
 }
 
 
@@ -54,7 +55,7 @@ def fingerprint(
     return ModelId(
         architecture=type(model).__name__,
         config=_short(_without(config, _ROPE_FIELDS | _PASSING_FIELDS)),
-        weights=_weights(model, source, cache or _default_cache()),
+        weights=_weights(model, source, cache or cache_folder() / "weights.json"),
         dtype=str(model.dtype).removeprefix("torch."),
         rope=_short(_rope(model.config)),
         tokenizer=_short(_tokenizer(tokenizer)),
@@ -111,19 +112,11 @@ def _sum(hashes: Iterable[int]) -> str:
 
 
 def _folder(folder: Path, cache: Path) -> str:
-    files = sorted(folder.glob("*.safetensors"))
+    files = {path.resolve(): path for path in sorted(folder.glob("*.safetensors"))}  # a file that has two names counts once
     if not files:
         raise ModelNotFound(f"the folder {str(folder)!r} holds no .safetensors file; save the model with save_pretrained()")
-    known = _read_cache(cache)
-    hashes = {key: known[key] if key in known else f"{_file_hash(path):032x}" for path in files for key in (_file_key(path),)}
-    if not hashes.keys() <= known.keys():
-        _write_cache(cache, {**known, **hashes})
-    return _sum(int(value, 16) for value in hashes.values())
-
-
-def _file_key(path: Path) -> str:
-    facts = path.stat()
-    return f"{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ino}"
+    hashes = FileHashes(cache, lambda path: f"{_file_hash(path):032x}").of(list(files.values()))
+    return _sum(int(value, 16) for value in hashes)
 
 
 def _file_hash(path: Path) -> int:
@@ -147,28 +140,3 @@ def _file_hash(path: Path) -> int:
                 raise ModelNotFound(f"{str(path)!r} ends before its tensor {name!r} does")
             total += digest.intdigest()
     return total % (1 << 128)
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "agent-memory" / "weights.json"
-
-
-def _read_cache(cache: Path) -> dict[str, str]:
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: value for key, value in known.items() if isinstance(value, str)} if isinstance(known, dict) else {}
-
-
-def _write_cache(cache: Path, known: dict[str, str]) -> None:
-    """Only a convenience: a cache that cannot be written is done without."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cache.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(known, file)
-        Path(name).replace(cache)
-    except OSError:
-        return

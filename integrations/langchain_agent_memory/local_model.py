@@ -43,7 +43,8 @@ class LocalModel(BaseModel):
 
     Attributes:
         session_id: Session to talk in where neither a call nor a configuration names one; None is one that is deleted after the call.
-        model: local folder or hub id; None is the pocket model. ``store``, ``namespace`` and ``method`` as in Settings.
+        model: local folder, GGUF file, hub id, or ``smollm2``; None is the pocket model. ``gguf_file``, ``store``, ``namespace`` and
+            ``method`` as in Settings.
         options: further Settings, such as ``{"device": "8GiB", "dtype": "bfloat16"}``.
         max_tokens: longest reply.
         temperature, top_p, top_k, seed: how tokens are chosen; greedy by default.
@@ -55,6 +56,7 @@ class LocalModel(BaseModel):
 
     session_id: str | None = None
     model: str | None = Field(default=None, validation_alias=AliasChoices("model", "model_name", "model_id"))
+    gguf_file: str | None = None
     store: str | None = None
     namespace: str | None = None
     method: str | None = None
@@ -96,7 +98,7 @@ class LocalModel(BaseModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("namespace", "method", "session_id", "max_tokens", "temperature", "top_p", "top_k", "seed", "options")
+        names = ("gguf_file", "namespace", "method", "session_id", "max_tokens", "temperature", "top_p", "top_k", "seed", "options")
         store = None if self.store is None else _CREDENTIALS.sub("", self.store)
         return {"model": self.model_label, "store": store, **{name: getattr(self, name) for name in names}}
 
@@ -155,7 +157,8 @@ class LocalModel(BaseModel):
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"model": self.model, "store": self.store, "namespace": self.namespace, "method": self.method, **self.options}
+        names = ("model", "gguf_file", "store", "namespace", "method")
+        return {**{name: getattr(self, name) for name in names}, **self.options}
 
     def _asked(self, kwargs: Mapping[str, Any], stop: list[str] | None) -> dict[str, Any]:
         """What a call says beside its messages, as arguments of a Request.

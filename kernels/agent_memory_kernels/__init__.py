@@ -66,6 +66,18 @@ class Operations(Protocol):
         """The best product each query has with any key of each Block."""
         ...
 
+    def block_masses(
+        self,
+        queries: Tensor,
+        keys: list[tuple[Tensor, Tensor]],
+        part: int,
+        scale: float,
+        softcap: float | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
+        """Log of the unnormalised attention weight of the parts of each Block."""
+        ...
+
     def block_bounds(self, queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:
         """The best product each query has with any key of each Block, and how far it can be from the true one."""
         ...

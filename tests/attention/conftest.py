@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method
+from agent_memory.attention.region import rotated
 from agent_memory.attention.step import MemoryStep, RecentQueries
 from agent_memory.attention.trace import Trace
 from agent_memory.layer_step import LayerStep
@@ -41,6 +42,7 @@ class Driver:
             method.selector.keeps,
             None if keep is None else keep - 256,
             tuple(s.query_heads for s in layers),
+            lambda layer, x, positions: rotated(x[None], positions, attachment, layer)[0],
         )
         self.recent = RecentQueries()
         self.kv = SessionKV(layout, plan, cache, NoDisk())

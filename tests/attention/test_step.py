@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agent_memory.attention.methods import make_method
-from agent_memory.attention.step import cut
+from agent_memory.attention.pieces import cut
 
 WINDOW = 512
 

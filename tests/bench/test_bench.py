@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from agent_memory.attention.shares import AttentionShares
+from agent_memory.attention.trace import Trace
 from agent_memory.bench import compare as timing
 from agent_memory.bench import disk, layer
 from agent_memory.bench.compare import Ratio, compare, counted
 from agent_memory.bench.layer import ALONE, LongProof, long_layer
 from agent_memory.bench.plot import draw_ratios
 from agent_memory.bench.run import COLUMNS, keep
-from agent_memory.bench.session import decoding, filled, heap, prefilling
+from agent_memory.bench.session import decoding, filled, heap, prefilling, summing
 from agent_memory.cli.main import main
 from agent_memory.runtime import Runtime
 from agent_memory.types import Budget
@@ -87,6 +89,10 @@ def test_the_layer_that_is_timed_attends_to_what_it_says() -> None:
     assert torch.isfinite(out).all()
     assert long.kv.length == 4097
     assert long.trace.attended == layer.SIZES.sink + layer.SIZES.recalled + layer.SIZES.local + 1
+    shares = AttentionShares(4096, torch.device("cpu"))
+    long.decode(shares)
+    found = shares.result()
+    assert found is not None and found.sink + found.local + found.recalled.sum() == pytest.approx(1, abs=1e-5)
     packed, as_used = layer.dense(64, torch.float32)
     assert packed().numel() == as_used().numel()
 
@@ -105,6 +111,16 @@ def test_measuring_a_session_leaves_it_as_it_was(tmp_path: Path) -> None:
         before, final = session.tokens, session.engine.final
         decoding(session)()
         prefilling(session, list(range(20, 320)))()
+        traces: list[Trace] = []
+
+        def traced() -> Trace:
+            traces.append(summing(session))
+            return traces[-1]
+
+        decoding(session, traced)()
+        shares = traces[0].shares
+        assert shares is not None and (found := shares.result()) is not None
+        assert found.sink + found.local + found.recalled.sum() == pytest.approx(1, abs=1e-5)
         assert (session.tokens, session.engine.final, session.engine.kv.length) == (before, final, final)
         assert session.reply("What is the owner of foo?", max_new_tokens=4) is not None
 

@@ -21,6 +21,8 @@ from tests.integrations.tiny import save_tiny_model
 MODEL = ModelId("Tiny", "c", "w", "float32", "r", "t", "x")
 LAYOUT = KVLayout((1,), (8,), "float32")
 RECALL = Recall(turns=(RecalledTurn(0, "tool", "registry", 40, 0.75, "disk", "name: alpha"),), blocks=1, tiers={"disk": 1}, exact=False)
+OLD_RECALL = {name: value for name, value in asdict(RECALL).items() if not name.endswith("_share")}
+"""As versions without attention shares recorded it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def filled(own_folder: Path) -> Path:
         timeline = store.session("alpha", model=MODEL, layout=LAYOUT)
         timeline.append_turn("tool", "name: alpha\x1b[2J\nversion: 4.1.7", np.arange(40), name="registry", chain="a")
         timeline.append_turn("user", "What is the version of alpha?", np.arange(9), chain="b")
-        timeline.append_turn("assistant", "4.1.7", np.arange(5), chain="c", recall=asdict(RECALL))
+        timeline.append_turn("assistant", "4.1.7", np.arange(5), chain="c", recall=OLD_RECALL)
         data = np.arange(1 * 2 * 1 * 32 * 8, dtype=np.float32)
         timeline.put_segment(0, {"layers.0.kv": TensorBytes("F32", (1, 2, 1, 32, 8), data.view(np.uint8))})
         timeline.fork("alpha/1", 1)

@@ -36,10 +36,24 @@ def test_chat_answers_and_shows_what_was_recalled(cli: Cli, tiny_model: str, say
     say(LONG, "What port has name-3?", "/turns", "/quit", "never said")
     done = cli("chat", "talk", "--model", tiny_model, "--max-new-tokens", "4")
     assert done.code == 0
-    assert "recalled " in done.out and "tokens ago" in done.out and "score" in done.out and "name-0 has port" in done.out
+    assert "recalled " in done.out and "tokens ago" in done.out and "of attention" in done.out and "name-0 has port" in done.out
+    assert "; attention " in done.out and " sink, " in done.out
     roles = [turn["role"] for turn in cli("show", "talk", "--json").json["turns"]]
     assert roles == ["user", "assistant"] * 2
     assert cli("recall", "talk", "--json").json["replies"][0]["recall"]["turns"][0]["turn"] == 0
+
+
+def test_chat_without_attention_shares(cli: Cli, tiny_model: str, say: Callable[..., None]) -> None:
+    say(LONG, "What port has name-3?")
+    recall = cli("chat", "talk", "--model", tiny_model, "--max-new-tokens", "4", "--no-attention-shares", "--json").json["replies"][-1][
+        "recall"
+    ]
+    assert recall["turns"] and {hit["score"] for hit in recall["turns"]} == {None} and recall["local_share"] is None
+    say("What port has name-4?")
+    recall = cli("chat", "talk", "--model", tiny_model, "--max-new-tokens", "4", "--attention-shares", "--json").json["replies"][-1][
+        "recall"
+    ]
+    assert all(hit["score"] is not None for hit in recall["turns"]) and recall["local_share"] > 0
 
 
 def test_chat_goes_on_where_it_stopped(cli: Cli, tiny_model: str, say: Callable[..., None]) -> None:

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agent_memory.store.store import Store
-from tests.cli.conftest import LAYOUT, MODEL, Result
+from tests.cli.conftest import LAYOUT, MODEL, RECALL, Result
 
 Cli = Callable[..., Result]
 IN_CHILD = """
@@ -57,7 +60,22 @@ def test_recall_shows_what_memory_contributed(cli: Cli, filled: Path) -> None:
     assert answer["replies"][0]["turn"] == 2
     assert answer["replies"][0]["recall"]["turns"][0]["tier"] == "disk"
     people = cli("recall", "alpha").out
-    assert "0.75" in people and "disk" in people and "certified" in people
+    assert "disk" in people and "certified" in people
+    assert "75.0%" in people and "of selections" in people and "attention" not in people, "a record of a version without shares"
+
+
+def test_recall_shows_how_the_attention_was_shared_out(cli: Cli, filled: Path) -> None:
+    turn = RECALL.turns[0]
+    hits = tuple(replace(turn, turn=number, score=score) for number, score in ((0, 0.125), (1, 0.0625)))
+    known = replace(RECALL, turns=hits, sink_share=0.5, local_share=0.25, other_share=0.0625)
+    unknown = replace(RECALL, turns=(replace(turn, score=None),))
+    with Store.open("memory") as store, closing(store.session("alpha", model=MODEL, layout=LAYOUT)) as timeline:
+        for recall in (known, unknown):
+            timeline.append_turn("assistant", "4.1.7", np.arange(5), chain="d", recall=recall.to_dict())
+    both = cli("recall", "alpha", "--last", "2").out
+    assert "attention 25.0% recalled, 50.0% sink, 25.0% local" in both and both.count("recalled, ") == 1
+    assert both.index("12.5%") < both.index("6.2%") and both.count("of attention") == 2 and "of selections" not in both
+    assert cli("recall", "alpha", "--last", "2", "--json").json["replies"][1]["recall"]["turns"][0]["score"] is None
 
 
 def test_export_delete_import_brings_a_session_back(cli: Cli, filled: Path, tmp_path: Path) -> None:

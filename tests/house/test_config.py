@@ -44,6 +44,13 @@ def test_how_tiers_are_used_is_part_of_the_budget(monkeypatch: pytest.MonkeyPatc
     assert (Settings.load().budget.cold, Settings.load().budget.prefetch) == ("int8", False)
 
 
+def test_attention_shares_are_on_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load().attention_shares
+    monkeypatch.setenv("AGENT_MEMORY_ATTENTION_SHARES", "false")
+    assert not Settings.load().attention_shares
+    assert Settings.load(attention_shares=True).attention_shares
+
+
 def test_dtype_may_be_written_as_torch_does() -> None:
     assert Settings.load(dtype="torch.bfloat16").dtype == "bfloat16"
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = ("agent_memory", "kernels", "integrations", "examples", "benchmarks", "tests")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-LONGEST_FILE, LONGEST_TRITON_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 300, 400, 80, 150
+LONGEST_FILE, LONGEST_TRITON_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 400, 400, 80, 150
 BANNED_IMPORTS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -23,6 +23,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "llama4_text": ({}, "is 'chunked_attention'"),
     "gpt2": ({}, r"GPT2Attention \(layer 0\) gets no position_embeddings"),
     "bloom": ({}, "no attention of BloomForCausalLM"),
+    "falcon": ({}, "no attention of FalconForCausalLM"),
+    "mpt": ({}, "no attention of MptForCausalLM"),
 }
 
 

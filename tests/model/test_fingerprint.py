@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -163,6 +164,15 @@ def test_a_damaged_or_unwritable_cache_does_no_harm(folder: Path, tmp_path: Path
     assert json.loads(cache.read_text())
     (tmp_path / "file").write_text("")
     assert of_folder(folder, tmp_path / "file" / "weights.json") == first
+
+
+def test_a_cache_that_there_is_no_room_for_leaves_nothing_behind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    of_folder(folder, tmp_path / "cache" / "weights.json")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_hub_model_is_named_by_its_commit() -> None:

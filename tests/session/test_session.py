@@ -59,7 +59,7 @@ def test_a_reply_is_a_turn_of_its_own_with_its_recall(runtime: Runtime) -> None:
         last = session.last_turn
         assert last is not None and (last.role, last.text) == ("assistant", answer)
         assert session.last_recall is not None and session.last_recall.selections > 0
-        assert session.last_recall.turns and all(0 <= hit.score <= 1 for hit in session.last_recall.turns)
+        assert session.last_recall.turns and all(hit.score is not None and 0 <= hit.score <= 1 for hit in session.last_recall.turns)
         stored = runtime.store.recalls("a", "default")
         assert stored[-1]["recall"]["selections"] == session.last_recall.selections
 

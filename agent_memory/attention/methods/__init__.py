@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from agent_memory_kernels import operations
 
 from .base import Given, Method, Recipe, Sizes, derive_sizes
@@ -44,7 +47,15 @@ def check_spec(spec: str) -> None:
     read(spec, METHODS)
 
 
-def make_method(spec: str, window: int, head: int = 0, *, choosers: frozenset[int] | None = None, backend: str = "auto") -> Method:
+def make_method(
+    spec: str,
+    window: int,
+    head: int = 0,
+    *,
+    choosers: frozenset[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    backend: str = "auto",
+) -> Method:
     """Make a method for a model's trained window.
 
     Args:
@@ -52,9 +63,10 @@ def make_method(spec: str, window: int, head: int = 0, *, choosers: frozenset[in
         window: trained window in tokens.
         head: tokens of system prompt and tool schemas.
         choosers: layers that choose for ``recall``; None is all.
+        settings: options of ``recall`` that a checkpoint names; what ``spec`` says comes first.
         backend: kernel implementation.
 
     Raises:
         ConfigError: no such method or option, or a value the window does not allow.
     """
-    return make(spec, METHODS, Given(window, head, operations(backend), choosers))
+    return make(spec, METHODS, Given(window, head, operations(backend), choosers, settings or {}))

@@ -5,6 +5,7 @@ Knows the trained window and how it is shared out; does not know models, Session
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -46,6 +47,9 @@ class Method:
         choosers: layers that choose; a layer after one of them takes its choice, one before them recalls nothing. None: every
             full-attention layer chooses for itself, as in the papers.
         border: a Session of at most this many tokens is attended whole, at true positions; by default the attended set.
+        blocks_read: Blocks a choice of one KV head reads at most; None: those its tokens fill, and as many for what they cut.
+        spec: the line that makes this method again, with every option written out, whatever defaults are by then; None where there is
+            none.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Method:
     positions: PositionMap = field(default_factory=PackedPositions)
     choosers: frozenset[int] | None = None
     border: int | None = None
+    blocks_read: int | None = None
+    spec: str | None = None
 
     def chooses(self, layer: int) -> bool:
         """Whether a layer makes a choice of its own."""
@@ -83,12 +89,14 @@ class Given:
         head: tokens of system prompt and tool schemas, which are always attended.
         ops: kernel implementation.
         choosers: layers a checkpoint names as those that find things; None where it names none.
+        settings: options of ``recall`` that a checkpoint names.
     """
 
     window: int
     head: int
     ops: Operations
     choosers: frozenset[int] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Recipe(Protocol):

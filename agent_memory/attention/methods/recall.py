@@ -1,26 +1,59 @@
-"""``recall``, our own: every key is scanned in 8 bits, and the best Blocks of each group stand at packed positions."""
+"""``recall``, our own: each KV head reads the Blocks that hold most of its attention, at their true distance inside the trained window."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from ...errors import ConfigError
 from ...types import BLOCK_TOKENS, GROUP_TOKENS
-from ..selectors.recall import RecallRule, RecallSelector
-from .base import Given, Method, bounded, derive_sizes
+from ..positions import PackedPositions, PositionMap, WindowPositions
+from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
+from ..selectors.recall import RecallRule
+from .base import Given, Method, Sizes, bounded, rounded_head
+from .spec import spec_of
+
+ATTENDED_DEFAULT = 2048
+"""Tokens attended by default, where the trained window has room for them."""
+
+LOCAL_SHARE = 8
+"""One part in this many of the attended set is local by default."""
+
+BLOCKS_READ = 4
+"""Blocks that recalled tokens are taken from by default, for each that they would fill."""
+
+MASS_OPTIONS = frozenset({"estimate_unread"})
+"""Options of ``score=mass`` only."""
+
+MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
+"""Options of ``score=max`` only."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Options are those of :class:`RecallRule`; None is its default.
+    """Options of ``recall``; None is what a checkpoint names, or else the default.
 
     Attributes:
+        score: what a Block is chosen by. ``mass``: the attention mass of its keys, each KV head for itself; ``max``: its best key, by
+            votes that hear each other.
+        attended: tokens of the attended set: sink, recalled, local and group.
+        local: tokens before a group that are always attended.
         group: queries that share a choice.
-        blocks: Blocks recalled for each choice; by default as many as the window has room for.
+        blocks: Blocks read for each choice at most; by default four times as many as the recalled tokens would fill, and for ``max``, which
+            recalls whole Blocks, as many.
+        positions: where recalled Blocks stand: ``true`` at their distance, where the window has room for it; ``packed`` one after another.
+        estimate_unread: see :class:`MassConfig`.
         scan, clusters_from, probes, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
 
+    score: str | None = None
+    attended: int | None = None
+    local: int | None = None
     group: int = GROUP_TOKENS
     blocks: int | None = None
+    positions: str | None = None
+    estimate_unread: bool | None = None
     scan: str | None = None
     clusters_from: int | None = None
     probes: int | None = None
@@ -36,10 +69,61 @@ class Recall:
 
     def make(self, given: Given) -> Method:
         """Sizes derived from the window; only the layers a checkpoint names choose."""
-        sizes = derive_sizes(given.window, given.head)
-        bounded("recall: group", self.group, 1, sizes.local, f"local and group tokens of a window of {given.window}")
-        sizes = replace(sizes, local=sizes.local + sizes.group - self.group, group=self.group)
-        options = {name: value for name, value in vars(self).items() if value is not None and name != "group"}
-        rule = replace(RecallRule(blocks=sizes.recalled // BLOCK_TOKENS), **options)
-        rule.check(sizes.recalled // BLOCK_TOKENS)
-        return Method("recall", sizes, RecallSelector(rule, given.ops), choosers=given.choosers)
+        chosen = self._with_settings(given.settings)
+        score = chosen.score or "mass"
+        if score not in ("mass", "max"):
+            raise ConfigError(f"recall: score={score!r} cannot be used; choose one of mass, max")
+        options = {name: value for name, value in vars(chosen).items() if value is not None}
+        foreign = sorted(options.keys() & (MAX_OPTIONS if score == "mass" else MASS_OPTIONS))
+        if foreign:
+            raise ConfigError(f"recall: {foreign[0]} is an option of score={'max' if score == 'mass' else 'mass'}, and score is {score}")
+        sizes = chosen._sizes(given)
+        most = sizes.recalled // BLOCK_TOKENS
+        blocks = most * (1 if score == "max" else BLOCKS_READ) if chosen.blocks is None else chosen.blocks
+        selector: Selector
+        if score == "max":
+            rule = RecallRule(blocks, **{name: options[name] for name in MAX_OPTIONS & options.keys()})
+            rule.check(most)
+            selector, named = RecallSelector(rule, given.ops), {name: getattr(rule, name) for name in sorted(MAX_OPTIONS)}
+        else:
+            config = MassConfig(sizes.recalled, blocks, max(1, given.window - sizes.attended), chosen.estimate_unread is not False)
+            config.check()
+            selector, named = MassSelector(config, given.ops), {"estimate_unread": config.estimate_unread}
+        where, positions = chosen._position_map(score, given.window)
+        written = {"score": score, "attended": sizes.attended, "local": sizes.local, "group": sizes.group, "blocks": blocks}
+        spec = spec_of("recall", {**written, "positions": where, **named})
+        read = None if score == "max" else blocks
+        return Method("recall", sizes, selector, positions, choosers=given.choosers, blocks_read=read, spec=spec)
+
+    def _with_settings(self, settings: Mapping[str, Any]) -> Recall:
+        """The options a checkpoint names fill what is not given; none of them where another way of scoring is asked for.
+
+        Raises:
+            ConfigError: the checkpoint names an option there is not.
+        """
+        unknown = sorted(settings.keys() - {field.name for field in fields(self)})
+        if unknown:
+            raise ConfigError(f"the model's config names options of recall that are unknown: {', '.join(unknown)}")
+        if self.score is not None and self.score != settings.get("score", "mass"):
+            return self
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "group"}
+        return replace(self, **{**settings, **given})
+
+    def _sizes(self, given: Given) -> Sizes:
+        """A sink that covers the head, the local tokens, and recalled Blocks in between."""
+        sink = rounded_head(given.head)
+        attended = min(ATTENDED_DEFAULT, given.window) if self.attended is None else self.attended
+        least = sink + 2 * BLOCK_TOKENS + self.group
+        bounded("recall: attended", attended, least, given.window, f"sink, a Block, local tokens and a group; the window of {given.window}")
+        local = attended // LOCAL_SHARE // BLOCK_TOKENS * BLOCK_TOKENS if self.local is None else self.local
+        most = attended - sink - BLOCK_TOKENS
+        bounded("recall: group", self.group, 1, most - 1, f"local and group tokens of attended={attended}")
+        bounded("recall: local", local, 1, most - self.group, f"what attended={attended} leaves beside sink, a Block and a group")
+        recalled = (attended - sink - local - self.group) // BLOCK_TOKENS * BLOCK_TOKENS
+        return Sizes(sink, recalled, attended - sink - recalled - self.group, self.group)
+
+    def _position_map(self, score: str, window: int) -> tuple[str, PositionMap]:
+        where = self.positions or ("true" if score == "mass" else "packed")
+        if where not in ("true", "packed"):
+            raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of true, packed")
+        return where, WindowPositions(window) if where == "true" else PackedPositions()

@@ -28,8 +28,16 @@ def make(spec: str, recipes: Mapping[str, Recipe], given: Given) -> Method:
         ConfigError: no such method or option, a value of the wrong type, or one the model does not allow.
     """
     first, *others = read(spec, recipes)
-    method = dataclasses.replace(first.make(given), name=spec)
+    method = first.make(given)
+    names = [part.strip().split(":")[0] for part in spec.split("+")]
+    written = [method.spec or spec_of(names[0], vars(first)), *(spec_of(names[1], vars(other)) for other in others)]
+    method = dataclasses.replace(method, name=spec, spec="+".join(written))
     return _combined(method, others[0].make(given)) if others else method
+
+
+def spec_of(name: str, options: Mapping[str, Any]) -> str:
+    """A method as it is written on one line; options that are None are left out."""
+    return ":".join([name, *(f"{key}={str(value).lower()}" for key, value in options.items() if value is not None)])
 
 
 def read(spec: str, recipes: Mapping[str, Recipe]) -> list[Recipe]:

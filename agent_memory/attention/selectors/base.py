@@ -6,7 +6,7 @@ Knows token indices, Blocks and summaries; does not know positions, values or Ti
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +50,19 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """What stands for tokens that could have been chosen, and were not; see :class:`..region.Estimate`.
+
+    Attributes:
+        log_mass: fp32 ``[G, Hk, m, n]``; the last dimension is parts of Blocks, -inf for those that were chosen.
+        values: ``[n, Hk, dv]``.
+    """
+
+    log_mass: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """What a Selector chose for one layer.
 
@@ -60,6 +73,7 @@ class Selection:
         keys_scored: key vectors that were scored, over all groups and heads.
         keys_rescored: tokens whose true keys were read to prove the choice, over all groups.
         blocks: int64 ``[G, S, b]`` ascending, padded with -1, if ``tokens`` are those of whole Blocks: they are read faster.
+        unread: what stands for the tokens that were not chosen, if anything does.
     """
 
     tokens: Tensor
@@ -68,6 +82,7 @@ class Selection:
     keys_scored: int
     keys_rescored: int = 0
     blocks: Tensor | None = None
+    unread: Unread | None = None
 
     def check(self, bounds: Bounds) -> None:
         """Raise ``SelectionError`` for tokens that are not ascending, or lie outside what was to choose from."""
@@ -96,20 +111,26 @@ class Ask:
         asking: the last so many queries of each group choose; the ones before them are what was asked just before.
         bounds: what they may choose from.
         shared: so many of the first queries are the last ones of the ask before it, and need not be scored twice.
-        rotate: the layer's rotation of ``[G, H, T, d]`` to one position.
+        rotate: the layer's rotation of ``[G, H, T, d]`` to positions ``[T]`` or ``[G, T]``.
+        positions: int64 ``[G, asking]``, the token index of each query that chooses; empty where no rule needs them.
+        softcap: bound of the layer's logits, or None.
+        near: gives fp32 ``[G, Hk, m]``, the log-sum-exp of what the asking queries attend to anyway: sink, local and own tokens.
     """
 
     queries: Tensor
     asking: int
     bounds: Bounds
     shared: int = 0
-    rotate: Callable[[Tensor, int], Tensor] | None = None
+    rotate: Callable[[Tensor, Tensor], Tensor] | None = None
+    positions: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int64))
+    softcap: float | None = None
+    near: Callable[[], Tensor] | None = None
 
-    def rotated(self, queries: Tensor, position: int) -> Tensor:
-        """Some of the queries ``[G, H, T, d]``, rotated to ``position``."""
+    def rotated(self, queries: Tensor, positions: Tensor) -> Tensor:
+        """Some of the queries ``[G, H, T, d]``, rotated to positions ``[T]`` or ``[G, T]``."""
         if self.rotate is None:
             raise RuntimeError("this ask cannot be rotated")
-        return self.rotate(queries, position)
+        return self.rotate(queries, positions)
 
 
 class Selector(Protocol):

@@ -42,7 +42,9 @@ class BlockSelector:
         made = ((bounds.stops - plan.first) // plan.block).clamp(min=0, max=len(kept))
         count = int(made.max())
         rows = kept.rows(count)
-        query = ask.rotated(ask.queries[:, :, -ask.asking :], plan.local - 1).float().mean(2)
+        asking = ask.queries[:, :, -ask.asking :]
+        far = torch.full((ask.asking,), plan.local - 1, device=asking.device)
+        query = ask.rotated(asking, far).float().mean(2)
         scores = torch.einsum("ghd,bhd->gb", query, rows)
         usable = ~self._lost(bounds, count) & ~rows.isnan().flatten(1).any(1)
         allowed = (torch.arange(count, device=scores.device)[None] < made[:, None]) & usable[None]

@@ -18,9 +18,10 @@ from torch import Tensor
 from agent_memory_kernels import operations
 
 from ...attention.methods import Method, Sizes
+from ...attention.pieces import Piece
 from ...attention.region import LayerRule, Rotary
 from ...attention.selectors import Selection
-from ...attention.step import MemoryStep, Piece, RecentQueries
+from ...attention.step import MemoryStep, RecentQueries
 from ...engine import CHUNK_TOKENS
 from ...kv_files import SegmentFiles
 from ...layer_step import LayerStep
@@ -69,7 +70,7 @@ class Weighed:
 
 
 def weigh(mass: Tensor, tokens: Tensor, first: int, stops: Tensor, block: int) -> Weighed:
-    """Shares of mass that a choice holds, and that the best choice of as many Blocks would hold.
+    """Shares of mass that a choice holds, and that the best choice of Blocks with as many tokens would hold.
 
     Args:
         mass: ``[KV heads, groups, tokens]``: attention weights averaged over the queries that share a choice; they sum to at most 1.
@@ -86,9 +87,9 @@ def weigh(mass: Tensor, tokens: Tensor, first: int, stops: Tensor, block: int) -
     picked = picked[..., :count].transpose(0, 1).expand(heads, -1, -1)
     padding = (0, -count % block)
     by_block = torch.nn.functional.pad(available, padding).unflatten(2, (-1, block)).sum(3)
-    touched = torch.nn.functional.pad(picked, padding).unflatten(2, (-1, block)).amax(3).sum(2).long()
+    blocks = (picked.sum(2).long() + block - 1).div(block, rounding_mode="floor").clamp(max=by_block.shape[2])
     best = torch.nn.functional.pad(by_block.sort(2, descending=True).values.cumsum(2), (1, 0))
-    return Weighed(available.sum(2), (available * picked).sum(2), best.gather(2, touched[..., None])[..., 0])
+    return Weighed(available.sum(2), (available * picked).sum(2), best.gather(2, blocks[..., None])[..., 0])
 
 
 class RotatedKeys:

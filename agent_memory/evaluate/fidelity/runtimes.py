@@ -107,7 +107,7 @@ class Memories:
 
 def _reinterpreted(runtime: Runtime, name: str, namespace: str) -> Session:
     """A Session of the cache, whatever method it was made with."""
-    return runtime.session(name, namespace, timeout=PATIENCE)
+    return runtime.session(name, namespace, timeout=PATIENCE, reinterpret=True)
 
 
 def _fill(session: Session, document: Document, progress: Callable[[int], None] | None) -> None:

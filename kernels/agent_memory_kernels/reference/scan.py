@@ -20,6 +20,9 @@ BLOCKS_HELD = 1024
 COLUMNS = 16
 """Columns of each of two planes of integers that a product of matrices takes no longer for than for fewer."""
 
+LOGITS_HELD = 1 << 19
+"""Logits held at most, so that they stay in a CPU's cache until they are summed up."""
+
 WIDEST = 32
 """The same of a single plane."""
 
@@ -54,6 +57,50 @@ def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale
         largest = best.view(blocks, together, -1).amax(1)[:, :rows] if together > 1 else best[:, :rows]
         torch.mul(largest.T, torch.cat([steps for _, steps in keys[head]]), out=out[head])
     return out.mul_(unit * scale)
+
+
+def block_masses(
+    queries: Tensor,
+    keys: list[tuple[Tensor, Tensor]],
+    part: int,
+    scale: float,
+    softcap: float | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """Log of the unnormalised attention weight of the parts of each Block: log-sum-exp of logits over the keys of a part.
+
+    Args:
+        queries: ``[S, rows, d]``, rotated to where keys are; each is rounded to 127 steps of its own.
+        keys: for each key head int8 ``[n, block, d]``, and the fp32 step ``[n]`` of each Block's grid.
+        part: keys of a part, a divisor of ``block``.
+        scale: logit factor.
+        softcap: logits become ``softcap * tanh(logits / softcap)``.
+        offset: fp32 ``[S, rows, 1]``, added to logits before the cap.
+
+    Returns:
+        ``[S, rows, n * block / part]`` fp32.
+    """
+    heads, rows, dim = queries.shape
+    asked = queries.float()
+    unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
+    columns, _ = _side_by_side([(asked / unit).round_()], 1, WIDEST)
+    width, (count, size, _) = columns.shape[3], keys[0][0].shape
+    step = min(count, max(1, min(BLOCKS_AT_ONCE, LOGITS_HELD // (size * width))))
+    parts = size // part
+    out = torch.empty((heads, count * parts, rows), device=queries.device)
+    products = torch.empty((step * size, width), dtype=torch.int32, device=queries.device)
+    for head, (codes, steps) in enumerate(keys):
+        factor = (unit[head, :, 0] * scale)[None, None]
+        for at in range(0, count, step):
+            first = min(at, count - step)  # the last chunk overlaps: products of one shape share one compiled kernel
+            _multiply(codes[first : first + step].reshape(-1, dim), columns[head, :, 0], products)
+            logits = products[:, :rows].view(step, size, rows) * (steps[first : first + step, None, None] * factor)
+            if offset is not None:
+                logits += offset[head, :, 0]
+            if softcap is not None:
+                logits.div_(softcap).tanh_().mul_(softcap)
+            torch.logsumexp(logits.view(step * parts, part, rows), 1, out=out[head, first * parts : (first + step) * parts])
+    return out.transpose(1, 2)
 
 
 def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from agent_memory_kernels import Operations
@@ -64,7 +65,7 @@ class RecallSelector:
         """``[G, Hk, m, d]``: the queries that share a KV head, pooled or one by one; those asked before only where they are heard."""
         queries = ask.queries if self.rule.echoes else ask.queries[:, :, -ask.asking :]
         if self.rule.angle is not None:
-            queries = ask.rotated(queries, self.rule.angle)
+            queries = ask.rotated(queries, torch.full(queries.shape[2:3], self.rule.angle, device=queries.device))
         return pooled(queries, kv_heads) if self.rule.pool else by_kv_head(queries, kv_heads)
 
 

@@ -51,7 +51,8 @@ class ConversingLLM(ReplySettings, LLM):
 
     Attributes:
         session_id: Session to talk in; None is one that is deleted after the call.
-        model: local folder or hub id; None is the pocket model. ``store``, ``namespace`` and ``method`` as in Settings.
+        model: local folder, GGUF file, hub id, or ``smollm2``; None is the pocket model. ``gguf_file``, ``store``, ``namespace`` and
+            ``method`` as in Settings.
         options: further Settings, such as ``{"device": "8GiB", "dtype": "bfloat16"}``.
         max_tokens: longest reply.
         temperature, top_p, top_k, seed: how tokens are chosen; greedy by default.
@@ -61,7 +62,8 @@ class ConversingLLM(ReplySettings, LLM):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str | None = Field(default=None, description="Local folder or hub id; None is the pocket model.")
+    model: str | None = Field(default=None, description="Local folder, GGUF file, hub id, or smollm2; None is the pocket model.")
+    gguf_file: str | None = Field(default=None, description="GGUF file in that folder or hub repository.")
     store: str | None = Field(default=None, description="Folder of the Store.")
     method: str | None = Field(default=None, description="How memory takes part in attention.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further Settings.")
@@ -185,7 +187,7 @@ class ConversingLLM(ReplySettings, LLM):
     @property
     def _settings(self) -> dict[str, Any]:
         """Those that decide which Histories are meant; the namespace is told to these with each request."""
-        return {"model": self.model, "store": self.store, "method": self.method, **self.options}
+        return {"model": self.model, "gguf_file": self.gguf_file, "store": self.store, "method": self.method, **self.options}
 
     def _request(self, messages: Sequence[ChatMessage], given: Given, kwargs: Mapping[str, Any]) -> tuple[Histories, Request]:
         """Whom to ask, and what. Imports torch, and may load the model, so not for an event loop's thread."""

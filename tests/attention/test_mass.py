@@ -1,0 +1,220 @@
+"""The default rule of ``recall``: masses at true distances, each KV head its own parts, and means for what is not read."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agent_memory.attention.region import Estimate, LayerRule, Region, attend, rotated
+from agent_memory.attention.selectors import Ask, Bounds, MassConfig, MassSelector
+from agent_memory.attention.selectors.mass import _periods
+from agent_memory.memory.layer_kv import LayerKV
+from agent_memory.memory.rotated_keys import RotatedKeys
+from agent_memory.memory.summary import LayerSummary
+from agent_memory.memory.value_means import PART_TOKENS, PARTS, means_of, value_means
+from agent_memory_kernels import operations
+
+BLOCK, HEADS, KV, DIM = 32, 6, 2, 32
+SCALE = DIM**-0.5
+
+
+class Rotary:
+    """Rotation of halves, base 10,000, in fp32."""
+
+    def table(self, layer: int, n: int) -> tuple[Tensor, Tensor]:
+        angles = torch.outer(torch.arange(n).float(), 10_000.0 ** (-torch.arange(0, DIM, 2) / DIM)).repeat(1, 2)
+        return angles.cos()[None], angles.sin()[None]
+
+    def cos_sin(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.table(layer, int(positions.max()) + 1)
+        return cos[:, positions], sin[:, positions]
+
+    def rotate(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = cos[:, None], sin[:, None]
+        low, high = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-high, low], dim=-1) * sin
+
+
+ROTARY = Rotary()
+
+
+def turn(x: Tensor, positions: Tensor) -> Tensor:
+    return rotated(x[None], positions, ROTARY, 0)[0]
+
+
+def layer_of(keys: Tensor, values: Tensor, period: int) -> LayerKV:
+    """A layer that holds whole Blocks of ``keys [Hk, n, d]``."""
+    layer = object.__new__(LayerKV)
+    layer.summary, layer.rotated_keys = LayerSummary(KV, DIM), RotatedKeys(KV, DIM, period, turn)
+    layer.value_means = value_means(KV, DIM, torch.float32, "cpu")
+    blocks = keys.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+    layer.summary.append(blocks)
+    layer.rotated_keys.append(layer.summary.float_keys(0, len(blocks)))
+    layer.value_means.append(means_of(values.unflatten(1, (-1, BLOCK)).transpose(0, 1)))
+    return layer
+
+
+def made(tokens: int, seed: int = 0, sharp: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values ``[Hk, n, d]`` and queries ``[1, H, 1, d]`` of the token after them."""
+    random = torch.Generator().manual_seed(seed)
+    keys, values = (torch.randn((KV, tokens, DIM), generator=random) for _ in range(2))
+    return sharp * keys, values, torch.randn((1, HEADS, 1, DIM), generator=random)
+
+
+def ask_of(queries: Tensor, position: int, sink: int, stop: int, near: float = -1e9) -> Ask:
+    bounds = Bounds(sink, torch.tensor([stop]), np.zeros(-(-stop // BLOCK), bool), BLOCK)
+    count = queries.shape[2]
+    turned = partial(rotated, rotary=ROTARY, layer=0)
+    rows = torch.full((1, KV, HEADS // KV * count), near)
+    return Ask(queries, count, bounds, 0, turned, torch.arange(position, position + count)[None], None, lambda: rows)
+
+
+def weights(keys: Tensor, queries: Tensor, position: int, reach: int) -> Tensor:
+    """Unnormalised log weights float64 ``[H, n]`` of one query, keys beyond ``reach`` standing there."""
+    distance = (position - torch.arange(keys.shape[1])).clamp(max=reach)
+    turned = turn(keys, (reach - distance) + 0 * distance).double()
+    query = turn(queries[0], torch.tensor([reach])).double()
+    return torch.einsum("hd,hnd->hn", query[:, 0], turned.repeat_interleave(HEADS // KV, 0)) * SCALE
+
+
+@pytest.mark.parametrize("reach", [2000, 500])
+def test_the_parts_with_the_largest_mass_are_chosen(reach):
+    keys, values, queries = made(1600)
+    config = MassConfig(tokens=128, blocks=50, reach=reach)
+    layer = layer_of(keys, values, config.period)
+    (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer)
+    shares = weights(keys, queries, 1600, reach)[:, 32:].softmax(-1).unflatten(0, (KV, -1)).mean(1)
+    by_part = shares.unflatten(1, (-1, PART_TOKENS)).sum(-1)
+    for head in range(KV):
+        tokens = chosen.tokens[0, head]
+        tokens = tokens[tokens >= 0] - 32
+        best = by_part[head].topk(128 // PART_TOKENS).values.sum()
+        assert len(tokens) == 128
+        assert shares[head, tokens].sum() > 0.97 * best  # in 8 bits parts that are about equal change places
+    assert chosen.certified == "no" and not chosen.exact
+
+
+def test_each_kv_head_chooses_for_itself_and_from_so_many_blocks():
+    keys, values, queries = made(1600)
+    for blocks in (4, 8, 40):
+        config = MassConfig(tokens=128, blocks=blocks, reach=2000)
+        ask = ask_of(queries, 1600, 32, 1600)
+        (chosen,) = MassSelector(config, operations()).select([ask], SCALE, layer_of(keys, values, config.period))
+        heads = [set(row[row >= 0].div(BLOCK, rounding_mode="floor").tolist()) for row in chosen.tokens[0]]
+        assert all(len(found) <= blocks for found in heads)
+        assert heads[0] != heads[1]
+    assert max(map(len, heads)) > 4
+
+
+def test_what_may_not_be_chosen_has_no_part_in_it():
+    keys, values, queries = made(800)
+    keys[:, :32] = keys[:, 700:] = 10 * queries[0, ::3]  # sink and local tokens, lost ones and the future: all of the attention
+    keys[:, 320:352] = 10 * queries[0, ::3]
+    config = MassConfig(tokens=64, blocks=20, reach=2000)
+    ask = ask_of(queries, 800, 32, 696)
+    ask.bounds.lost[10] = True
+    (chosen,) = MassSelector(config, operations()).select([ask], SCALE, layer_of(keys, values, config.period))
+    tokens = chosen.tokens[chosen.tokens >= 0]
+    assert tokens.min() >= 32 and tokens.max() < 696
+    assert not ((tokens >= 320) & (tokens < 352)).any()
+    assert chosen.unread is not None
+    mass = chosen.unread.log_mass[0, :, 0].exp() > 0
+    assert not mass[:, : 32 // PART_TOKENS].any() and not mass[:, 696 // PART_TOKENS :].any()
+    assert not mass[:, 320 // PART_TOKENS : 352 // PART_TOKENS].any()
+
+
+def test_a_query_that_looks_at_its_neighbours_has_little_to_say():
+    keys, values, queries = made(1600, sharp=1.0)
+    two = torch.cat([queries, made(1, seed=5)[2]], dim=2)[:, ::3].repeat_interleave(3, dim=1)
+    keys[:, 100:132], keys[:, 900:932] = 6 * two[0, ::3, 0][:, None], 6 * two[0, ::3, 1][:, None]
+    config = MassConfig(tokens=32, blocks=1, reach=1)  # all at one distance, so that both look as far
+    layer = layer_of(keys, values, config.period)
+    for near, expected in (([-1e9, 1e9], 3), ([1e9, -1e9], 28)):
+        ask = ask_of(two, 1600, 32, 1600)
+        rows = torch.tensor(near).repeat(HEADS // KV)[None, None].expand(1, KV, -1)
+        shown = Ask(ask.queries, 2, ask.bounds, 0, ask.rotate, ask.positions, None, lambda rows=rows: rows)
+        (chosen,) = MassSelector(config, operations()).select([shown], SCALE, layer)
+        assert set(chosen.tokens.div(BLOCK, rounding_mode="floor").unique().tolist()) <= {expected, expected + 1}
+
+
+def test_where_values_are_alike_in_every_part_nothing_is_lost():
+    """Chosen parts and the means of the others give what attention over everything gives."""
+    keys, values, queries = made(1600, sharp=1.0)
+    values = values.unflatten(1, (-1, PART_TOKENS))[:, :, :1].expand(-1, -1, PART_TOKENS, -1).flatten(1, 2)
+    config = MassConfig(tokens=128, blocks=50, reach=2000)
+    (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer_of(keys, values, config.period))
+    assert chosen.unread is not None
+    tokens = torch.cat([torch.arange(32).expand(1, KV, -1), chosen.tokens], dim=2)
+    heads = torch.arange(KV)[None, :, None]
+    region = Region(keys[heads, tokens], values[heads, tokens], torch.tensor([1600]), tokens)
+    estimate = Estimate(chosen.unread.log_mass, chosen.unread.values)
+    rule = LayerRule(0, SCALE)
+    out = attend(queries, [region], ROTARY, rule, operations(), estimate)
+    whole = Region(keys[None], values[None], torch.tensor([1600]), torch.arange(1600))
+    expected = attend(queries, [whole], ROTARY, rule, operations())
+    assert (out - expected).abs().max() < 0.02
+    alone = attend(queries, [region], ROTARY, rule, operations())
+    assert (alone - expected).abs().max() > 0.2
+
+
+def test_far_blocks_are_not_estimated():
+    keys, values, queries = made(1600)
+    config = MassConfig(tokens=64, blocks=20, reach=500)
+    (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer_of(keys, values, config.period))
+    assert chosen.unread is not None
+    first = (1600 - 500 + BLOCK) // BLOCK * PARTS
+    assert not (chosen.unread.log_mass[..., :first].exp() > 0).any()
+    assert (chosen.unread.log_mass[..., first:].exp() > 0).any()
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_masses_are_log_sums_of_weights(softcap):
+    random = torch.Generator().manual_seed(1)
+    codes = torch.randint(-127, 128, (7, BLOCK, DIM), generator=random, dtype=torch.int8)
+    steps = torch.rand(7, generator=random) / 40
+    queries = torch.randn((1, 5, DIM), generator=random)
+    offset = torch.randn((1, 5, 1), generator=random)
+    made = operations().block_masses(queries, [(codes, steps)], 8, SCALE, softcap, offset)
+    keys = codes.double() * steps[:, None, None]
+    logits = torch.einsum("rd,nkd->rnk", queries[0].double(), keys) * SCALE + offset[0].double()[..., None]
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = logits.unflatten(2, (-1, 8)).logsumexp(-1).flatten(1)
+    assert made.shape == (1, 5, 28) and (made[0] - expected).abs().max() < 0.03
+
+
+def test_rotated_keys_are_the_keys_at_their_places():
+    keys = made(1600)[0].unflatten(1, (-1, BLOCK)).transpose(0, 1)
+    kept = RotatedKeys(KV, DIM, 512, turn)
+    kept.append(keys[:20])
+    twin = kept.fork(12)
+    kept.append(keys[20:])
+    twin.append(keys[12:14])
+    assert len(kept) == 50 and len(twin) == 14
+    kept.truncate(33)
+    positions = torch.arange(33 * BLOCK) % 512
+    for head in kept.heads:
+        codes, steps = kept.span(head, 0, 33)
+        expected = turn(keys[:33, head].flatten(0, 1)[None], positions)[0].view(33, BLOCK, DIM)
+        assert (codes.float() * steps[:, None, None] - expected).abs().max() <= steps.max() / 2 + 1e-5
+        assert torch.equal(twin.span(head, 0, 14)[0], codes[:14])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 50), (3, 16), (16, 17), (15, 33)])
+def test_periods_cover_every_block_once(start, stop):
+    pieces = _periods(start, stop, 512)
+    assert [block for a, b, _ in pieces for block in range(a, b)] == list(range(start, stop))
+    for a, b, origin in pieces:
+        assert origin % 512 == 0 and a * BLOCK >= origin and b * BLOCK <= origin + 512
+
+
+def test_options_are_checked():
+    config = MassConfig(tokens=128, blocks=3, reach=10)
+    with pytest.raises(Exception, match=r"blocks=3 .* at least 4"):
+        config.check()
+    assert math.log2(config.period).is_integer() and config.period >= 32

