@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent_memory.attention.methods import Method, Sizes
+from agent_memory.attention.methods import Method, Sizes, make_method
 from agent_memory.attention.selectors.recall import RecallRule, RecallSelector
 from agent_memory.evaluate.fidelity import mass
 from agent_memory.evaluate.fidelity.documents import Document
@@ -20,7 +21,7 @@ from agent_memory.evaluate.fidelity.rows import FIGURES, MassRow
 from agent_memory.evaluate.fidelity.runtimes import Memories
 from agent_memory.types import Budget
 from agent_memory_kernels import operations
-from tests.evaluate.fidelity_runs import loaded, make_runtime
+from tests.evaluate.fidelity_runs import RECALL, loaded, make_runtime
 
 TOKENS, PROMPT, ANSWER = 333, 7, 4
 SINK, LOCAL, GROUP = 32, 64, 16
@@ -121,10 +122,21 @@ def test_an_oracle_never_holds_less_and_all_holds_all(memories: Memories, ids: T
     assert all(torch.allclose(one.chosen, one.available) and torch.allclose(one.oracle, one.available) for *_, one in seen)
 
 
+def test_the_rule_by_mass_is_weighed_too(memories: Memories, ids: Tensor, seen: list[Any]) -> None:
+    made = replace(make_method("recall:score=mass:attended=480:local=64", 512), border=128)
+    probed(memories, ids, made)
+    assert len(seen) > 0 and all(torch.allclose(one.chosen, one.available, atol=1e-6) for *_, one in seen)  # there is room for all
+    seen.clear()
+    probed(memories, ids, replace(make_method("recall:score=mass:attended=160:local=64", 512), border=128))
+    shares = [(float(one.chosen.sum()), float(one.oracle.sum()), float(one.available.sum())) for *_, one in seen]
+    chosen, oracle, available = (sum(column) for column in zip(*shares, strict=True))
+    assert 0.7 * oracle < chosen < 0.95 * available
+
+
 def test_reading_leaves_the_memory_as_it_is(memories: Memories, ids: Tensor) -> None:
     document = Document("text", ids=tuple(ids[:TOKENS].tolist()))
     probed(memories, ids, method(2))
-    with memories.by_full_attention(document, "recall") as (_, session):
+    with memories.by_full_attention(document, RECALL) as (_, session):
         assert session.engine.final < TOKENS  # it would make the last tokens again
     with memories.by_full_attention(document) as (_, session):
         assert session.engine.kv.length == TOKENS and session.engine.counters.forwards == 0
@@ -133,7 +145,7 @@ def test_reading_leaves_the_memory_as_it_is(memories: Memories, ids: Tensor) -> 
 def test_shares_of_tokens_that_are_no_whole_blocks() -> None:
     weights = torch.arange(1.0, 101).view(1, 1, 100) / 5050
     found = weigh(weights, torch.tensor([[[40, 41, 70, -1]]]), 32, torch.tensor([80]), 32)
-    expected = [sum(range(33, 81)) / 5050, (41 + 42 + 71) / 5050, (sum(range(33, 65)) + sum(range(65, 81))) / 5050]
+    expected = [sum(range(33, 81)) / 5050, (41 + 42 + 71) / 5050, sum(range(33, 65)) / 5050]  # as many tokens: one Block
     assert [float(part) for part in (found.available, found.chosen, found.oracle)] == pytest.approx(expected)
 
 

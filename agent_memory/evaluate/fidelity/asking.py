@@ -6,7 +6,7 @@ Knows Sessions, logits and transformers' logits processors; does not know where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -141,9 +141,15 @@ def _scored(runtime: Runtime, session: Session, question: Continuation, name: st
         return Response(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], False, None)
 
 
-def append_ids(session: Session, ids: Sequence[int]) -> None:
-    """Commit token ids as they are, without a chat template around them."""
-    session.timeline.append_turn("user", "", ids, chain="")
+def append_ids(session: Session, ids: Sequence[int], made_by: Mapping[str, Any] | None = None) -> None:
+    """Commit token ids as they are, without a chat template around them.
+
+    Args:
+        session: where.
+        ids: of plain text.
+        made_by: of the first turn, what the memory is made with; see ``recorded_method.what_is_recorded``.
+    """
+    session.timeline.append_turn("user", "", ids, chain="", meta=made_by)
 
 
 @contextmanager

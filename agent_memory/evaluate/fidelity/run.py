@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...attention.methods import make_method
 from ...errors import ConfigError
-from ...plans import named_choosers
+from ...plans import named_choosers, named_settings
 from ...runtime import Runtime
 from ...types import Budget
 from ..work import Progress, Work
@@ -109,15 +109,15 @@ def run_fidelity(
 
 
 def _rule(runtime: Runtime, spec: str) -> dict[str, str]:
-    """What a spec means now: its defaults may change with the version, and then its rows are others.
+    """What a spec means now: its defaults may change with the version or the checkpoint, and then its rows are others.
 
     Raises:
         ConfigError: no such method or option.
     """
-    method = make_method(spec, runtime.window, choosers=named_choosers(runtime.model.config))
-    rules = [repr(part) for part in vars(method.selector).values() if is_dataclass(part)]
+    config = runtime.model.config
+    method = make_method(spec, runtime.window, choosers=named_choosers(config), settings=named_settings(config))
     choosers = "all" if method.choosers is None else repr(sorted(method.choosers))
-    return {"method": spec, "sizes": repr(method.sizes), "rule": " ".join(rules), "choosers": choosers}
+    return {"method": spec, "meaning": method.spec or spec, "sizes": repr(method.sizes), "choosers": choosers}
 
 
 def _continued(document: Document) -> int:

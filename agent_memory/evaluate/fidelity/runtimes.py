@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ...attention.methods import Method
 from ...memory.sizes import parse_size
+from ...recorded_method import what_is_recorded
 from ...runtime import Runtime
 from ...session import Session
 from ...types import Budget, KVLayout
@@ -78,7 +79,7 @@ class Memories:
             try:
                 _drop_forks(runtime, session)
                 if method == FULL:
-                    _fill(session, document, progress)
+                    _fill(runtime, session, document, progress)
                     self._whole.add(document.key)
                 yield runtime, session
             finally:
@@ -91,7 +92,7 @@ class Memories:
         """The document's memory as a Session of the method makes it, dropped in the end."""
         with tempfile.TemporaryDirectory(prefix=f"made-{os.getpid()}-", dir=self.cache) as folder:
             with self._runtime(method, Path(folder) / "store") as runtime, runtime.session(document.key) as session:
-                _fill(session, document, progress)
+                _fill(runtime, session, document, progress)
                 yield runtime, session
 
     @contextmanager
@@ -110,10 +111,10 @@ def _reinterpreted(runtime: Runtime, name: str, namespace: str) -> Session:
     return runtime.session(name, namespace, timeout=PATIENCE, reinterpret=True)
 
 
-def _fill(session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
+def _fill(runtime: Runtime, session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
     """Append what a Session does not hold yet: an earlier run may have been stopped half-way."""
     if document.ids and not session.tokens:
-        append_ids(session, document.ids)
+        append_ids(session, document.ids, what_is_recorded(runtime.method(0), runtime.window, runtime.border))
     if document.system is not None:
         session.configure(system=document.system)
     held = sum(not turn.meta.get("head") for turn in session.turns())
