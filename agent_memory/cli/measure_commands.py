@@ -136,8 +136,9 @@ def evaluate(
     )
     tasks = make_tasks(_parts(task), style)
     call.quiet_libraries()
+    make_runtime = measuring_runtimes(call)
     with call.progress(scaled=True) as show:
-        reports = run_tasks(measuring_runtimes(call), tasks, options, show, call.note)
+        reports = run_tasks(make_runtime, tasks, options, show, call.note)
     _draw(reports, plot)
     payload = reports[0] if len(reports) == 1 else {"tasks": reports}
     call.answer(payload, lambda: _show(call, reports, options))
@@ -145,8 +146,9 @@ def evaluate(
 
 def _evaluate_files(call: Call, task: str, options: file_evaluations.FileOptions) -> None:
     call.quiet_libraries()
+    make_runtime = measuring_runtimes(call)
     with call.progress(scaled=True) as show:
-        report = file_evaluations.run_on_files(call, task, options, measuring_runtimes(call), show)
+        report = file_evaluations.run_on_files(call, task, options, make_runtime, show)
 
     def people() -> None:
         for made in file_evaluations.tables(report):

@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
 
 def measuring_runtimes(call: Call, **fixed: Any) -> Callable[..., Runtime]:
-    """Makes Runtimes by method, Store and budget; the model is loaded once, with the first of them.
+    """Makes Runtimes by method, Store and budget; the model is fetched now, which has a bar of its own, and loaded with the first of them.
 
     Args:
         call: whose settings they have.
         fixed: settings that a measurement decides.
     """
+    place = call.locate_model()
     from agent_memory.opening import LoadedModel, open_runtime
 
+    fixed = {"model": place, "gguf_file": None, **fixed}
     loaded: LoadedModel | None = None
 
     def make_runtime(*, method: str, store: Path, budget: Budget | None = None) -> Runtime:

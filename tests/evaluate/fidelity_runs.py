@@ -19,8 +19,8 @@ from agent_memory.runtime import Runtime
 from agent_memory.types import Budget
 
 TOKENS = 300
-WINDOW = 256
-"""Methods are made for half of the trained window, so that they have something to leave out."""
+RECALL, STREAMING = "recall:attended=256:local=96", "streaming:attended=256"
+"""Methods that attend to half of the trained window, so that they have something to leave out."""
 
 
 @cache
@@ -31,7 +31,7 @@ def loaded() -> tuple[Any, Any]:
 
 def make_runtime(*, method: str | Method, store: Path, budget: Budget | None = None) -> Runtime:
     """A Runtime over a Store."""
-    return Runtime(*loaded(), store=store, method=method, window=WINDOW, border=None, source=str(pocket.path()), budget=budget)
+    return Runtime(*loaded(), store=store, method=method, border=None, source=str(pocket.path()), budget=budget)
 
 
 def record_document(number: int, count_tokens: Callable[[str], int], facts: int = 2) -> Document:

@@ -16,15 +16,15 @@ import torch
 
 from agent_memory.errors import ConfigError
 from agent_memory.evaluate.fidelity import measuring
-from agent_memory.evaluate.fidelity.asking import Asked, divergence
+from agent_memory.evaluate.fidelity.asking import Response, divergence
 from agent_memory.evaluate.fidelity.documents import Continuation, Document, Question, digest
-from agent_memory.evaluate.fidelity.reference import Truth, Truths
+from agent_memory.evaluate.fidelity.reference import Reference, References
 from agent_memory.evaluate.fidelity.run import FidelityOptions, run_fidelity
 from agent_memory.evaluate.fidelity.runtimes import Memories
 from agent_memory.types import Budget
-from tests.evaluate.fidelity_runs import loaded, make_runtime, measure, record_documents
+from tests.evaluate.fidelity_runs import RECALL, STREAMING, loaded, make_runtime, measure, record_documents
 
-METHODS = ("full", "recall", "streaming")
+METHODS = ("full", RECALL, STREAMING)
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +61,21 @@ def test_full_attention_is_like_itself_and_reading_is_like_making(report: dict[s
 
 
 def test_what_a_method_leaves_out_is_told_and_so_is_what_it_made_otherwise(report: dict[str, Any]) -> None:
-    read, made = (report["methods"]["streaming"][mode] for mode in ("read", "made"))
+    read, made = (report["methods"][STREAMING][mode] for mode in ("read", "made"))
     assert read["nll_change"]["value"] > 1 and read["kl_per_token"]["value"] > 0.1 and (read["kept"], read["lost"]) == (3, 1)
-    assert rows_of(report, "streaming", "read") != rows_of(report, "streaming", "made")
+    assert rows_of(report, STREAMING, "read") != rows_of(report, STREAMING, "made")
     assert made["nll_change"]["value"] == pytest.approx(read["nll_change"]["value"], rel=0.1)
-    changes = [row["nll_change"] for row in rows_of(report, "streaming", "made")]
+    changes = [row["nll_change"] for row in rows_of(report, STREAMING, "made")]
     assert made["nll_change"]["value"] == pytest.approx(np.mean(changes))
     by_document = [np.mean(changes[:2]), np.mean(changes[2:])]
     assert made["nll_change"]["interval"] == pytest.approx(sorted(by_document))  # two documents can be drawn twice, or once each
-    assert made["right_change"]["value"] == -0.25 and report["methods"]["recall"]["made"]["kept"] == 4
+    assert made["right_change"]["value"] == -0.25 and report["methods"][RECALL]["made"]["kept"] == 4
 
 
 def test_mass_is_weighed_where_something_is_chosen(report: dict[str, Any]) -> None:
-    assert report["mass"]["full"] is None and report["mass"]["streaming"] is None
+    assert report["mass"]["full"] is None and report["mass"][STREAMING] is None
     for kind in ("decoded", "groups"):
-        row = report["mass"]["recall"][kind]
+        row = report["mass"][RECALL][kind]
         assert [heads[0] is None for heads in row["available"]] == [True, True, False, False]  # the pocket model names its third layer
         assert 0 < row["chosen_share"]["value"] <= row["chosen_share"]["interval"][1] <= 1 and row["worst"]["layer"] in (2, 3)
 
@@ -93,37 +93,37 @@ def test_nothing_is_measured_twice(folder: Path, report: dict[str, Any], monkeyp
 
 
 def test_without_free_replies_an_answer_is_right_if_it_is_the_most_likely_one(folder: Path, report: dict[str, Any]) -> None:
-    found = measure(folder / "cache", ["streaming"], modes=("made",), replies=False, resume=folder / "rows.jsonl")
-    rows, replied = rows_of(found, "streaming", "made"), rows_of(report, "streaming", "made")
+    found = measure(folder / "cache", [STREAMING], modes=("made",), replies=False, resume=folder / "rows.jsonl")
+    rows, replied = rows_of(found, STREAMING, "made"), rows_of(report, STREAMING, "made")
     assert all(row["reply"] is None for row in rows) and [row["right_full"] for row in rows] == [True] * 4
     assert [row["right"] for row in rows] == [row["right"] for row in replied]  # here a reply that is not the gold answer is wrong
     assert [row["nll_change"] for row in rows] == [row["nll_change"] for row in replied]
 
 
 def test_the_truth_is_asked_once_for_all_methods(folder: Path, report: dict[str, Any]) -> None:
-    for file in (folder / "cache" / "truth").rglob("*.npz"):
+    for file in (folder / "cache" / "reference").rglob("*.npz"):
         with np.load(file) as arrays:
             np.savez(file, **{**arrays, "nll": arrays["nll"] + 1})
     try:
         figures = measure(folder / "cache", ["full"], modes=("read",))["methods"]["full"]["read"]
     finally:
-        for file in (folder / "cache" / "truth").rglob("*.npz"):
+        for file in (folder / "cache" / "reference").rglob("*.npz"):
             file.unlink()
     assert figures["nll_change_per_token"]["value"] == pytest.approx(-1)
 
 
 def test_a_truth_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
-    truths, document, question = Truths(tmp_path), Document("a"), Question("Who?", "Ann", expected=("Ann",))
-    assert truths.get(document, question) is None
-    kept = truths.keep(document, question, Asked((0.5, 1.5), torch.tensor([[-0.1, -2.5], [-3.0, -0.05]]), True, "Ann Ø"))
-    found = truths.get(document, question)
+    references, document, question = References(tmp_path), Document("a"), Question("Who?", "Ann", expected=("Ann",))
+    assert references.get(document, question) is None
+    kept = references.keep(document, question, Response((0.5, 1.5), torch.tensor([[-0.1, -2.5], [-3.0, -0.05]]), True, "Ann Ø"))
+    found = references.get(document, question)
     assert found is not None and (found.greedy, found.reply) == (True, "Ann Ø") and found.nll.tolist() == [0.5, 1.5]
     assert (found.log_probabilities == kept.log_probabilities).all() and found.log_probabilities.dtype == np.float16
     [file] = tmp_path.rglob("*.npz")
     whole = file.read_bytes()
     for damaged in (b"", b"PK\x03\x04 cut", b"not arrays", whole[:-40], whole[:100]):
         file.write_bytes(damaged)
-        assert truths.get(document, question) is None
+        assert references.get(document, question) is None
     for changed in (
         {"nll": np.zeros(3)},
         {"log_probabilities": np.zeros((2, 2))},
@@ -133,12 +133,16 @@ def test_a_truth_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
     ):
         with file.open("wb") as out:
             np.savez(out, **{**vars_of(found), **changed})
-        assert truths.get(document, question) is None
+        assert references.get(document, question) is None
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".npz"]
 
 
-def vars_of(truth: Truth) -> dict[str, Any]:
-    return {"nll": truth.nll, "log_probabilities": truth.log_probabilities, "reply": np.array(json.dumps([truth.greedy, truth.reply]))}
+def vars_of(reference: Reference) -> dict[str, Any]:
+    return {
+        "nll": reference.nll,
+        "log_probabilities": reference.log_probabilities,
+        "reply": np.array(json.dumps([reference.greedy, reference.reply])),
+    }
 
 
 def test_rows_that_are_something_else_are_refused_and_left_alone(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_figures(folder: Path, repo
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    options = FidelityOptions(("streaming",), ("made",), tmp_path / "cache", Budget(device="24MiB"), False, resume=tmp_path / "rows.jsonl")
+    options = FidelityOptions((STREAMING,), ("made",), tmp_path / "cache", Budget(device="24MiB"), False, resume=tmp_path / "rows.jsonl")
     with pytest.raises(KeyboardInterrupt):
         run_fidelity(make_runtime, record_documents(2), options, None, stop)
     first = (tmp_path / "rows.jsonl").read_bytes()
@@ -170,7 +174,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_figures(folder: Path, repo
     told: list[tuple[int, int, str]] = []
     after = run_fidelity(make_runtime, record_documents(2), options, lambda *work: told.append(work))
     assert (tmp_path / "rows.jsonl").read_bytes().startswith(first) and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
-    assert rows_of(after, "streaming", "made") == rows_of(report, "streaming", "made")
+    assert rows_of(after, STREAMING, "made") == rows_of(report, STREAMING, "made")
     assert told[-1][0] == told[-1][1] and all(one[0] <= two[0] for one, two in zip(told, told[1:], strict=False))
 
 
@@ -178,7 +182,7 @@ def test_forks_that_a_killed_run_left_are_dropped(tmp_path: Path) -> None:
     memories, document = Memories(make_runtime, tmp_path, Budget(device="24MiB")), Document("talk", (("user", "web port: 80"),))
     with memories.by_full_attention(document) as (_, session):
         session.fork(f"{session.name}/0").close()
-    with memories.by_full_attention(document, "streaming") as (runtime, session):
+    with memories.by_full_attention(document, STREAMING) as (runtime, session):
         assert [info.name for info in runtime.store.sessions(branches=True)] == [document.key]
         session.fork(f"{session.name}/0").close()
 
@@ -212,7 +216,7 @@ def test_divergence_is_that_of_the_formula_and_never_negative() -> None:
     assert divergence(never, never).tolist() == [0.0]
 
 
-@pytest.mark.parametrize("method", ["full", "recall:echo=0"])
+@pytest.mark.parametrize("method", ["full", f"{RECALL}:echo=0"])
 def test_losses_of_a_text_are_those_of_the_engine(tmp_path: Path, method: str) -> None:
     ids = torch.randint(5, 900, (420,), generator=torch.Generator().manual_seed(1))
     document = Document("text", ids=tuple(ids[:379].tolist()), questions=(Continuation(tuple(ids[379:].tolist())),))

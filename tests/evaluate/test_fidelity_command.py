@@ -15,9 +15,10 @@ import pytest
 
 from agent_memory.cli import fidelity_tables
 from agent_memory.cli.measuring import live_report
+from tests.evaluate.fidelity_runs import RECALL, STREAMING
 from tests.evaluate.tiny import Words
 
-SMALL = ("eval", "fidelity", "--lengths", "300", "--depths", "2", "--max-new-tokens", "2", "--cache", "cache", "--window", "256")
+SMALL = ("eval", "fidelity", "--lengths", "300", "--depths", "2", "--max-new-tokens", "2", "--cache", "cache")
 
 
 def text_file(folder: Path) -> Path:
@@ -27,7 +28,7 @@ def text_file(folder: Path) -> Path:
 
 
 def test_a_killed_run_goes_on_and_shows_figures_and_a_picture(cli: Words, tmp_path: Path) -> None:
-    words = [*SMALL, "--on", "single", "--method", "recall", "--samples", "2", "--resume", "rows.jsonl"]
+    words = [*SMALL, "--on", "single", "--method", RECALL, "--samples", "2", "--resume", "rows.jsonl"]
     rows = tmp_path / "rows.jsonl"
     child = subprocess.Popen([sys.executable, "-m", "agent_memory.cli", *words], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while child.poll() is None and (not rows.exists() or rows.stat().st_size < 1000):
@@ -39,11 +40,11 @@ def test_a_killed_run_goes_on_and_shows_figures_and_a_picture(cli: Words, tmp_pa
     report = json.loads(out)
     assert code == 0 and rows.read_bytes().startswith(first[: first.rindex(b"\n") + 1]) and len(rows.read_text().splitlines()) == 2 * 3
     assert (report["on"], report["documents"], report["questions"], report["plot"]) == ("single", 2, 2, "picture.png")
-    assert set(report["methods"]) == {"recall"} and set(report["methods"]["recall"]) == {"read", "made"}
-    assert report["mass"]["recall"]["decoded"]["of_oracle"]["value"] <= 1
+    assert set(report["methods"]) == {RECALL} and set(report["methods"][RECALL]) == {"read", "made"}
+    assert report["mass"][RECALL]["decoded"]["of_oracle"]["value"] <= 1
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     lines = [line for line in err.splitlines() if " right): " in line]
-    assert [line.split(" (")[0] for line in lines] == ["1 document", "2 documents"] and "recall, made: dNLL " in lines[0]
+    assert [line.split(" (")[0] for line in lines] == ["1 document", "2 documents"] and f"{RECALL}, made: dNLL " in lines[0]
     code, out, _ = cli(*words)
     assert code == 0 and "kept share" in out and "chosen of oracle" in out and "2 documents of at most 2" in out
 
@@ -51,9 +52,9 @@ def test_a_killed_run_goes_on_and_shows_figures_and_a_picture(cli: Words, tmp_pa
 def test_losses_of_text_have_a_table_and_a_picture(cli: Words, tmp_path: Path) -> None:
     text_file(tmp_path)
     words = [*SMALL, "--on", "loss", "--file", "text.txt", "--scored", "8", "--samples", "2", "--no-mass", "--modes", "made"]
-    code, out, err = cli(*words, "--method", "recall,streaming", "--plot", "loss.png")
-    assert code == 0 and "closed of streaming" in out and " text" in out and "full attention: NLL " in out and "picture in loss.png" in out
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG") and "2 documents: recall, made: " in err and "mass" not in out
+    code, out, err = cli(*words, "--method", f"{RECALL},{STREAMING}", "--plot", "loss.png")
+    assert code == 0 and "closed of streaming:" in out and " text" in out and "full attention: NLL " in out and "picture in loss.png" in out
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG") and f"2 documents: {RECALL}, made: " in err and "mass" not in out
 
 
 def test_a_terminal_shows_tables_above_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent_memory.attention.methods import Method, Sizes
+from agent_memory.attention.methods import Method, Sizes, make_method
 from agent_memory.attention.selectors.recall import RecallRule, RecallSelector
 from agent_memory.evaluate.fidelity import mass
 from agent_memory.evaluate.fidelity.documents import Document
@@ -20,7 +21,7 @@ from agent_memory.evaluate.fidelity.rows import FIGURES, MassRow
 from agent_memory.evaluate.fidelity.runtimes import Memories
 from agent_memory.types import Budget
 from agent_memory_kernels import operations
-from tests.evaluate.fidelity_runs import loaded, make_runtime
+from tests.evaluate.fidelity_runs import RECALL, loaded, make_runtime
 
 TOKENS, PROMPT, ANSWER = 333, 7, 4
 SINK, LOCAL, GROUP = 32, 64, 16
@@ -84,7 +85,7 @@ def attention(ids: Tensor) -> list[Tensor]:
 
 def test_mass_is_full_attentions_in_float64_and_shares_are_sums_of_it(memories: Memories, ids: Tensor, seen: list[Any]) -> None:
     tally = probed(memories, ids, method(2))
-    truth, layers = attention(ids), loaded()[0].config.num_hidden_layers
+    reference, layers = attention(ids), loaded()[0].config.num_hidden_layers
     del seen[: layers * (ANSWER - 1)]  # of the other answer
     alone = [[TOKENS + PROMPT + at] for at in range(ANSWER - 1)]
     grouped = [list(range(128, 256, GROUP)), list(range(256, TOKENS - GROUP + 1, GROUP))]  # forwards end at multiples of 256
@@ -93,7 +94,7 @@ def test_mass_is_full_attentions_in_float64_and_shares_are_sums_of_it(memories: 
         starts, layer = (alone + grouped)[number // layers], number % layers
         assert stops.tolist() == [start - start % GROUP - LOCAL for start in starts] and len(starts) == weights.shape[1]
         for group, start in enumerate(starts):
-            rows = truth[layer][:, start : start + (1 if len(starts) == 1 else GROUP), : weights.shape[2]].mean(1)
+            rows = reference[layer][:, start : start + (1 if len(starts) == 1 else GROUP), : weights.shape[2]].mean(1)
             assert torch.allclose(weights[:, group].double(), rows, rtol=1e-3, atol=1e-5)
             stop = int(stops[group])
             blocks = [rows[:, max(at, SINK) : min(at + 32, stop)].sum(1) for at in range(0, stop, 32)]
@@ -121,10 +122,21 @@ def test_an_oracle_never_holds_less_and_all_holds_all(memories: Memories, ids: T
     assert all(torch.allclose(one.chosen, one.available) and torch.allclose(one.oracle, one.available) for *_, one in seen)
 
 
+def test_the_rule_by_mass_is_weighed_too(memories: Memories, ids: Tensor, seen: list[Any]) -> None:
+    made = replace(make_method("recall:score=mass:attended=480:local=64", 512), border=128)
+    probed(memories, ids, made)
+    assert len(seen) > 0 and all(torch.allclose(one.chosen, one.available, atol=1e-6) for *_, one in seen)  # there is room for all
+    seen.clear()
+    probed(memories, ids, replace(make_method("recall:score=mass:attended=160:local=64", 512), border=128))
+    shares = [(float(one.chosen.sum()), float(one.oracle.sum()), float(one.available.sum())) for *_, one in seen]
+    chosen, oracle, available = (sum(column) for column in zip(*shares, strict=True))
+    assert 0.7 * oracle < chosen < 0.95 * available
+
+
 def test_reading_leaves_the_memory_as_it_is(memories: Memories, ids: Tensor) -> None:
     document = Document("text", ids=tuple(ids[:TOKENS].tolist()))
     probed(memories, ids, method(2))
-    with memories.by_full_attention(document, "recall") as (_, session):
+    with memories.by_full_attention(document, RECALL) as (_, session):
         assert session.engine.final < TOKENS  # it would make the last tokens again
     with memories.by_full_attention(document) as (_, session):
         assert session.engine.kv.length == TOKENS and session.engine.counters.forwards == 0

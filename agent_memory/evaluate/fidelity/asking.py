@@ -24,7 +24,7 @@ from .documents import Continuation, Document, Encode, Question
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Response:
     """What a method makes of one question.
 
     Attributes:
@@ -65,7 +65,7 @@ class ForcedTokens(LogitsProcessor):
         return forced
 
 
-def ask(runtime: Runtime, session: Session, question: Question | Continuation, name: str, replies: bool = True) -> Asked:
+def ask(runtime: Runtime, session: Session, question: Question | Continuation, name: str, replies: bool = True) -> Response:
     """Ask one question, or score how a text goes on.
 
     Args:
@@ -85,7 +85,7 @@ def encoder(runtime: Runtime) -> Encode:
     return lambda text: list(runtime.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
-def _answered(runtime: Runtime, session: Session, question: Question, name: str, replies: bool) -> Asked:
+def _answered(runtime: Runtime, session: Session, question: Question, name: str, replies: bool) -> Response:
     """One question, once with the gold answer forced and, if wanted, once freely.
 
     The free reply need not be made where the forced one shows that it would be the gold answer, and nothing but ``expected`` judges it.
@@ -100,10 +100,10 @@ def _answered(runtime: Runtime, session: Session, question: Question, name: str,
     nll = tuple(-float(row[token]) for row, token in zip(rows.double(), ids[counted:], strict=True))
     greedy = all(forced.greedy[counted:])
     if all(forced.greedy) and question.metric is None or not replies:
-        return Asked(nll, rows, greedy, question.whole if all(forced.greedy) else None)
+        return Response(nll, rows, greedy, question.whole if all(forced.greedy) else None)
     with asked_on_a_fork(runtime, session, name) as child:
         child.append("user", question.text, prefill=False)
-        return Asked(nll, rows, greedy, _reply(child, question))
+        return Response(nll, rows, greedy, _reply(child, question))
 
 
 def prompt_ids(runtime: Runtime, document: Document, question: Question) -> list[int]:
@@ -130,7 +130,7 @@ def _reply(session: Session, question: Question) -> str:
     return said
 
 
-def _scored(runtime: Runtime, session: Session, question: Continuation, name: str) -> Asked:
+def _scored(runtime: Runtime, session: Session, question: Continuation, name: str) -> Response:
     """Each token after all before it, choosing for itself, as those of a reply do; see ``Runtime.score``."""
     with asked_on_a_fork(runtime, session, name) as child:
         start = child.tokens
@@ -138,7 +138,7 @@ def _scored(runtime: Runtime, session: Session, question: Continuation, name: st
         stop = child.tokens
         with _seen_logits(runtime) as rows:
             nll = child.engine.losses(range(start + 1, stop), alone=start + 1)
-        return Asked(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], False, None)
+        return Response(tuple(nll.double().tolist()), torch.cat(rows)[-len(nll) :], False, None)
 
 
 @contextmanager

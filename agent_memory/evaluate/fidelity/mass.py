@@ -1,8 +1,8 @@
 """How much of full attention's mass lies in the Blocks that a method would choose, layer by layer and KV head by KV head.
 
 The model attends to everything, at true positions, so every query is the one full attention has; beside it the method is asked what it
-would have chosen. What it chooses is weighed against an oracle that picks as many Blocks by the mass itself. Knows steps, layers and
-Blocks; does not know texts or what is asked.
+would have chosen. What it chooses is weighed against an oracle that picks Blocks with as many tokens by the mass itself. Knows steps,
+layers and Blocks; does not know texts or what is asked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MassTally:
 
     ``queries`` counts choices; ``available`` sums the share of a query's mass that lies between sink and local tokens, where a method
     may choose, averaged over the queries that share the choice and the query heads of the KV head; ``chosen`` the share in what it
-    chose, ``oracle`` that in the as many Blocks that hold most. Layers that never chose hold zeros.
+    chose, ``oracle`` that in the Blocks with as many tokens that hold most. Layers that never chose hold zeros.
     """
 
     def __init__(self, kv_heads: Sequence[int]) -> None:

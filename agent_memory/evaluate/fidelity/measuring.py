@@ -16,10 +16,10 @@ import torch
 from ...runtime import Runtime
 from ...session import Session
 from ..work import Work
-from .asking import Asked, ask, divergence, encoder, prompt_ids
+from .asking import Response, ask, divergence, encoder, prompt_ids
 from .documents import Continuation, Document, Question, digest
 from .mass import MassTally, opened_probe
-from .reference import Truth, Truths
+from .reference import Reference, References
 from .rows import Answers, MassRow, Mode, Outcome, Row, Rows
 from .runtimes import Memories
 from .scoring import right, score
@@ -43,12 +43,12 @@ class Measured:
     mass: Mapping[str, MassRow]
 
 
-class Measuring:
+class Measurement:
     """Documents, measured or taken from what is kept.
 
     Args:
         memories: Sessions that hold documents.
-        truths: what full attention makes of questions.
+        references: what full attention makes of questions.
         rows: what is kept.
         keys: of each method, all that a row depends on beside the document.
         modes: how memory is made.
@@ -59,7 +59,7 @@ class Measuring:
     def __init__(
         self,
         memories: Memories,
-        truths: Truths,
+        references: References,
         rows: Rows,
         keys: Mapping[str, Mapping[str, Any]],
         modes: Sequence[Mode],
@@ -67,7 +67,7 @@ class Measuring:
         replies: bool,
     ) -> None:
         self._replies = replies
-        self._memories, self._truths, self._rows, self._keys = memories, truths, rows, keys
+        self._memories, self._references, self._rows, self._keys = memories, references, rows, keys
         self._wanted = list(product(keys, modes))
         self._weighed = list(keys) if mass else []
         self.work = Work()
@@ -79,7 +79,7 @@ class Measuring:
             missing = [mode for method, mode in self._wanted if self._rows.get(self._key(document, method, mode)) is None]
             unweighed = [method for method in self._weighed if self._rows.mass(self._key(document, method, "mass")) is None]
             total += sum(document_work(document, size, mode == "made") for mode in missing) + len(unweighed) * mass_work(document)
-            if (missing or unweighed) and not self._truths.known(document):
+            if (missing or unweighed) and not self._references.known(document):
                 total += document_work(document, size, True)
         return total
 
@@ -101,22 +101,22 @@ class Measuring:
         return {**self._keys[method], "mode": mode, **replies, "document": document.key, "questions": asked}
 
     def _measure(self, document: Document, size: int, method: str, mode: Mode) -> Row:
-        truths, outcomes, started = self._truths_of(document, size), list[Outcome](), time.perf_counter()
+        references, outcomes, started = self._references_of(document, size), list[Outcome](), time.perf_counter()
         made = mode == "made"
         self.work.begin(document_work(document, size, made), f"{document.name}: {method}, {mode}")
         opened = self._memories.by_method if made else self._memories.by_full_attention
         with opened(document, method, self.work.reached) as (runtime, session):
             asked = size if made else 0
-            for number, (question, truth) in enumerate(zip(document.questions, truths, strict=True)):
-                outcomes.append(_outcome(question, truth, self._ask(runtime, session, question, number), self._replies))
+            for number, (question, reference) in enumerate(zip(document.questions, references, strict=True)):
+                outcomes.append(_outcome(question, reference, self._ask(runtime, session, question, number), self._replies))
                 asked += asking_work(question)
                 self.work.reached(asked)
         self.work.end()
         return Row(document.name, size, tuple(outcomes), round(time.perf_counter() - started, 2))
 
-    def _truths_of(self, document: Document, size: int) -> list[Truth]:
+    def _references_of(self, document: Document, size: int) -> list[Reference]:
         """What full attention makes of every question; asked once, whatever is compared with it."""
-        found = [self._truths.get(document, question, self._replies) for question in document.questions]
+        found = [self._references.get(document, question, self._replies) for question in document.questions]
         if None in found:
             self.work.begin(document_work(document, size, True), f"{document.name}: full attention")
             with self._memories.by_full_attention(document, progress=self.work.reached) as (runtime, session):
@@ -124,13 +124,13 @@ class Measuring:
                 for number, question in enumerate(document.questions):
                     if found[number] is None:
                         answered = self._ask(runtime, session, question, number)
-                        found[number] = self._truths.keep(document, question, answered)
+                        found[number] = self._references.keep(document, question, answered)
                     asked += asking_work(question)
                     self.work.reached(asked)
             self.work.end()
-        return [truth for truth in found if truth is not None]
+        return [reference for reference in found if reference is not None]
 
-    def _ask(self, runtime: Runtime, session: Session, question: Question | Continuation, number: int) -> Asked:
+    def _ask(self, runtime: Runtime, session: Session, question: Question | Continuation, number: int) -> Response:
         return ask(runtime, session, question, f"{session.name}/{number}", self._replies)
 
     def _mass_of(self, document: Document, method: str) -> MassRow:
@@ -166,13 +166,15 @@ def _forced(runtime: Runtime, document: Document, question: Question | Continuat
     return prompt_ids(runtime, document, question), question.tokens(encoder(runtime))[0][:MASS_TOKENS]
 
 
-def _outcome(question: Question | Continuation, truth: Truth, asked: Asked, replies: bool) -> Outcome:
-    kl = tuple(divergence(torch.from_numpy(truth.log_probabilities), asked.log_probabilities).tolist())
-    full = tuple(truth.nll.tolist())
+def _outcome(question: Question | Continuation, reference: Reference, response: Response, replies: bool) -> Outcome:
+    kl = tuple(divergence(torch.from_numpy(reference.log_probabilities), response.log_probabilities).tolist())
+    full = tuple(reference.nll.tolist())
     if isinstance(question, Continuation):
-        return Outcome(asked.nll, full, kl, None, None)
-    if not replies or asked.reply is None or truth.reply is None:
-        return Outcome(asked.nll, full, kl, question.depth, Answers(asked.greedy, truth.greedy, asked.greedy, truth.greedy, None))
-    is_right, was_right = right(question, asked.reply), right(question, truth.reply)
-    answers = Answers(is_right, was_right, score(question, asked.reply), score(question, truth.reply), asked.reply)
-    return Outcome(asked.nll, full, kl, question.depth, answers)
+        return Outcome(response.nll, full, kl, None, None)
+    if not replies or response.reply is None or reference.reply is None:
+        return Outcome(
+            response.nll, full, kl, question.depth, Answers(response.greedy, reference.greedy, response.greedy, reference.greedy, None)
+        )
+    is_right, was_right = right(question, response.reply), right(question, reference.reply)
+    answers = Answers(is_right, was_right, score(question, response.reply), score(question, reference.reply), response.reply)
+    return Outcome(response.nll, full, kl, question.depth, answers)

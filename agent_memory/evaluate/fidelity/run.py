@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ...types import Budget
 from ..work import Progress, Work
 from .asking import encoder
 from .documents import Continuation, Document, Question, digest
-from .measuring import Measured, Measuring
-from .reference import Truths
+from .measuring import Measured, Measurement
+from .reference import References
 from .report import summarize
 from .rows import Mode, Rows
 from .runtimes import FULL, MakeRuntime, Memories, roomy
@@ -94,7 +94,9 @@ def run_fidelity(
         keys = {method: {"model": model, "window": runtime.window, **_rule(runtime, method)} for method in options.methods}
         budget = roomy(options.budget, runtime.layout, length)
     memories = Memories(make_runtime, options.cache, budget)
-    measuring = Measuring(memories, Truths(options.cache / "truth" / model), rows, keys, options.modes, options.mass, options.replies)
+    measuring = Measurement(
+        memories, References(options.cache / "reference" / model), rows, keys, options.modes, options.mass, options.replies
+    )
     measuring.work = Work(progress, measuring.left(documents, sizes))
     done: list[Measured] = []
     for document, size in zip(documents, sizes, strict=True):
@@ -105,7 +107,7 @@ def run_fidelity(
 
 
 def _rule(runtime: Runtime, spec: str) -> dict[str, str]:
-    """What a spec means now: its defaults may change with the version, and then its rows are others.
+    """What a spec means now: its defaults may change with the version or the checkpoint, and then its rows are others.
 
     Raises:
         ConfigError: no such method or option.
@@ -113,7 +115,7 @@ def _rule(runtime: Runtime, spec: str) -> dict[str, str]:
     method = runtime.method_named(spec)
     rules = [repr(part) for part in vars(method.selector).values() if is_dataclass(part)]
     choosers = "all" if method.choosers is None else repr(sorted(method.choosers))
-    return {"method": spec, "sizes": repr(method.sizes), "rule": " ".join(rules), "choosers": choosers}
+    return {"method": spec, "meaning": method.spec or spec, "sizes": repr(method.sizes), "choosers": choosers}
 
 
 def _continued(document: Document) -> int:
@@ -125,7 +127,7 @@ def _size(runtime: Runtime, document: Document) -> int:
     """Tokens of a document with its longest question and reply.
 
     Raises:
-        ConfigError: more than the trained window, beyond which full attention is no truth.
+        ConfigError: more than the trained window, beyond which full attention is no reference.
     """
     encode = encoder(runtime)
 
@@ -142,6 +144,6 @@ def _size(runtime: Runtime, document: Document) -> int:
     if told + asked > (window := runtime.attachment.window):
         raise ConfigError(
             f"the document {document.name!r} takes {told + asked} tokens with its longest question and reply, more than the trained window "
-            f"of {window}, beyond which full attention is no truth; take shorter ones"
+            f"of {window}, beyond which full attention is no reference; take shorter ones"
         )
     return told
