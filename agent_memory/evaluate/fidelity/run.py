@@ -113,7 +113,6 @@ def _rule(runtime: Runtime, spec: str) -> dict[str, str]:
         ConfigError: no such method or option.
     """
     method = runtime.method_named(spec)
-    rules = [repr(part) for part in vars(method.selector).values() if is_dataclass(part)]
     choosers = "all" if method.choosers is None else repr(sorted(method.choosers))
     return {"method": spec, "meaning": method.spec or spec, "sizes": repr(method.sizes), "choosers": choosers}
 
