@@ -98,6 +98,8 @@ def blocks_of(session: Session, turn: int) -> set[int]:
 def hide(runtime: Runtime, session: Session, question: Question, rng: random.Random, others: int = 2) -> Hidden:
     """Ask with everything there, and without one turn after the other. Of other turns the Blocks they share with those two stay."""
     nll, recall = answered(runtime, session, question)
+    if not recall.turns:
+        raise SystemExit(f"nothing was recalled: all of {session.tokens:,} tokens are attended to")
     by_score, by_peak = (max(recall.turns, key=lambda hit: getattr(hit, name)).turn for name in ("score", "peak"))
     best = {turn: blocks_of(session, turn) for turn in (by_score, by_peak)}
     adds = {turn: answered(runtime, session, question, blocks)[0] - nll for turn, blocks in best.items()}
@@ -143,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     prose, found = args.haystack.read_text(encoding="utf-8"), []
-    options = {"method": args.method, "window": args.window, "budget": Budget(device="1GiB")}
+    options = {"method": args.method, "window": args.window, "budget": Budget(device="1GiB"), "border": None}
     with tempfile.TemporaryDirectory() as folder, Runtime.load(args.model, store=folder, **options) as runtime:
         for seed in range(args.seed, args.seed + args.documents):
             rng = random.Random(seed)  # noqa: S311 - reproducible
