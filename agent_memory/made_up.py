@@ -6,6 +6,7 @@ Knows the engine's own step; nothing of models, text or files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from agent_memory_kernels import operations
 
 from .attention.methods import Method
-from .attention.region import LayerRule, rotated
+from .attention.region import LayerRule, rotate_keys
 from .attention.shares import AttentionShares
 from .attention.step import MemoryStep, RecentQueries
 from .attention.trace import Trace
@@ -89,7 +90,7 @@ class MadeUpLayer:
             (True,),
             method.selector.keeps,
             method.attended,
-            rotate=lambda layer, x, positions: rotated(x[None], positions, self._rotary, layer)[0],
+            rotate=partial(rotate_keys, self._rotary),
         )
         self.kv = SessionKV(layout, plan, cache, NoDisk())
         self._recent, self.trace = RecentQueries(), Trace()

@@ -8,10 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from .attention.methods import Method
-from .attention.region import rotated
+from .attention.region import rotate_keys
 from .errors import ConfigError
 from .memory.cache import TieredCache
 from .memory.layer_kv import KVPlan
@@ -68,13 +66,8 @@ def kv_plan(attachment: Attachment, method: Method, chunk: int) -> KVPlan:
         method.selector.keeps,
         None if keep is None else keep - chunk,
         tuple(layer.query_heads for layer in layers),
-        partial(_rotate, attachment),
+        partial(rotate_keys, attachment),
     )
-
-
-def _rotate(attachment: Attachment, layer: int, x: Tensor, positions: Tensor) -> Tensor:
-    """``x [Hk, n, d]`` of one layer, rotated to ``positions [n]`` as the model does it."""
-    return rotated(x[None], positions, attachment, layer)[0]
 
 
 def unsettled(method: Method) -> int:

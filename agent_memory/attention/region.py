@@ -227,9 +227,8 @@ def _weighted(shares: Tensor, parts: Sequence[_Part], estimate: Estimate | None)
     outputs = [shares[..., end - part.keys.shape[2] : end] @ part.values[0] for end, part in zip(ends, parts, strict=True)]
     if estimate is not None:
         total = torch.logsumexp(estimate.log_mass[0], dim=-1, keepdim=True)
-        within = torch.exp(
-            estimate.log_mass[0] - total.masked_fill(total == float("-inf"), 0.0)
-        )  # where nothing was left out the share is 0
+        # Where nothing was left out the share is 0, and so is what stands for it.
+        within = torch.exp(estimate.log_mass[0] - total.masked_fill(total == float("-inf"), 0.0))
         outputs.append(within * shares[..., -1:] @ estimate.values.float().transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
@@ -313,6 +312,11 @@ def rotated(x: Tensor, positions: Tensor, rotary: Rotary, layer: int) -> Tensor:
     """``x [G, H, T, d]`` at integer positions ``[T]``, ``[G, T]`` or ``[G, H, T]``."""
     cos, sin = rotary.table(layer, int(positions.max()) + 1)
     return _rotate(x, (_at(cos[0], positions), _at(sin[0], positions)), rotary, layer)
+
+
+def rotate_keys(rotary: Rotary, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+    """``keys [Hk, n, d]`` of one layer at positions ``[n]``."""
+    return rotated(keys[None], positions, rotary, layer)[0]
 
 
 def _rotate(x: Tensor, pair: Pair, rotary: Rotary, layer: int) -> Tensor:

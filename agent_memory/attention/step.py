@@ -22,7 +22,7 @@ from .methods import Method, Sizes
 from .pieces import Piece, cut
 from .positions import Attended, PositionMap, TruePositions, true_but_split
 from .region import Estimate, LayerRule, Rotary, attend, attend_and_weigh, attend_with_last_weights, log_sum_exp, rotated
-from .selectors import Ask, Bounds, Selection, Unread
+from .selectors import Ask, Bounds, Selection
 from .shares import AttentionShares
 from .trace import Trace
 
@@ -153,16 +153,15 @@ class MemoryStep:
         attended: Attended,
         positions: PositionMap,
         span: tuple[int, int],
-        unread: Unread | None = None,
+        unread: Estimate | None = None,
     ) -> Tensor:
         """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys and what stands for those not read."""
         regions = positions.regions(attended)
         if self._trace is not None and span[0] >= self._since:
             self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
-        estimate = None if unread is None else Estimate(unread.log_mass, unread.values)
         if self._shares is None or span[1] != self.stop:
-            return attend(queries, regions, self.rotary, rule, self.ops, estimate)
-        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, attended.tokens.shape[-1], estimate)
+            return attend(queries, regions, self.rotary, rule, self.ops, unread)
+        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, attended.tokens.shape[-1], unread)
         self._shares.add(weights, attended, queries.shape[1])
         return out
 

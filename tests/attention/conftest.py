@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method
-from agent_memory.attention.region import rotated
+from agent_memory.attention.region import rotate_keys
 from agent_memory.attention.step import MemoryStep, RecentQueries
 from agent_memory.attention.trace import Trace
 from agent_memory.layer_step import LayerStep
@@ -42,7 +43,7 @@ class Driver:
             method.selector.keeps,
             None if keep is None else keep - 256,
             tuple(s.query_heads for s in layers),
-            lambda layer, x, positions: rotated(x[None], positions, attachment, layer)[0],
+            partial(rotate_keys, attachment),
         )
         self.recent = RecentQueries()
         self.kv = SessionKV(layout, plan, cache, NoDisk())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 
 from agent_memory.attention.methods import Method, make_method
 from agent_memory.attention.positions import Attended, TruePositions
-from agent_memory.attention.region import Estimate, LayerRule, attend, attend_with_last_weights, rotated
+from agent_memory.attention.region import Estimate, LayerRule, attend, attend_with_last_weights, rotate_keys
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
 from agent_memory.attention.step import MemoryStep, RecentQueries
@@ -85,7 +86,6 @@ class Timeline:
         sizes = self.method.sizes
         keep = None if sizes is None else sizes.attended + 1024
         recalling = tuple(self.method.recalls and width is None for _, width in LAYERS)
-        rotary = dense.Rotations(DIM)
         plan = KVPlan(
             32 if sizes is None else sizes.sink,
             keep,
@@ -93,7 +93,7 @@ class Timeline:
             self.noted.keeps,
             keep,
             (HEADS,) * len(LAYERS),
-            lambda layer, x, positions: rotated(x[None], positions, rotary, layer)[0],
+            partial(rotate_keys, dense.Rotations(DIM)),
         )
         self.kv, self.recent = SessionKV(layout, plan, cache, NoDisk()), RecentQueries()
         self.generator = torch.Generator().manual_seed(5)

@@ -1,4 +1,4 @@
-"""``recall``, our own: each KV head reads the Blocks that hold most of its attention, at their true distance inside the trained window."""
+"""``recall``, our own: each KV head reads what holds most of its attention, at its true distance inside the trained window."""
 
 from __future__ import annotations
 

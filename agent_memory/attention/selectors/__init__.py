@@ -1,6 +1,6 @@
 """Which keys of memory take part in attention: one Selector a file."""
 
-from .base import Ask, Bounds, Selection, Selector, Unread
+from .base import Ask, Bounds, Selection, Selector
 from .blocks import BlockSelector
 from .mass import MassConfig, MassSelector
 from .recall import RecallSelector
@@ -17,6 +17,5 @@ __all__ = [
     "Selection",
     "Selector",
     "TopKSelector",
-    "Unread",
     "WindowSelector",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...errors import SelectionError
 from ...memory.layer_kv import Keeps, LayerKV
 from ...types import Certificate
+from ..region import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +51,6 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
-    """What stands for tokens that could have been chosen, and were not; see :class:`..region.Estimate`.
-
-    Attributes:
-        log_mass: fp32 ``[G, Hk, m, n]``; the last dimension is parts of Blocks, -inf for those that were chosen.
-        values: ``[n, Hk, dv]``.
-    """
-
-    log_mass: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
     """What a Selector chose for one layer.
 
@@ -82,7 +70,7 @@ class Selection:
     keys_scored: int
     keys_rescored: int = 0
     blocks: Tensor | None = None
-    unread: Unread | None = None
+    unread: Estimate | None = None
 
     def check(self, bounds: Bounds) -> None:
         """Raise ``SelectionError`` for tokens that are not ascending, or lie outside what was to choose from."""

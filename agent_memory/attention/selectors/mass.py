@@ -24,7 +24,8 @@ from ...memory.rotated_keys import RotatedKeys
 from ...memory.summary import LayerSummary
 from ...memory.value_means import PART_TOKENS, PARTS
 from ...types import BLOCK_TOKENS
-from .base import Ask, Selection, Unread, by_kv_head
+from ..region import Estimate
+from .base import Ask, Selection, by_kv_head
 
 EMPTY = float("-inf")
 
@@ -101,10 +102,7 @@ class MassSelector:
         """Numbers of the chosen parts, int64 ``[G, Hk, c]`` ascending and padded with -1, by their ``shares [G, Hk, n * PARTS]``."""
         by_block = shares.unflatten(2, (-1, PARTS)).sum(-1).masked_fill(~candidates[:, None], EMPTY)
         blocks = self._ops.select(by_block, self.config.blocks)
-        count = by_block.shape[2]
-        inside = torch.zeros((*by_block.shape[:2], count + 1), dtype=torch.bool, device=shares.device)
-        inside.scatter_(2, blocks.masked_fill(blocks < 0, count), True)
-        allowed = inside[..., :count].repeat_interleave(PARTS, 2) & parts[:, None]
+        allowed = _among(blocks, by_block.shape[2]).repeat_interleave(PARTS, 2) & parts[:, None]
         return self._ops.select(shares.masked_fill(~allowed, EMPTY), self.config.tokens // PART_TOKENS)
 
     def _masses(self, ask: Ask, scaling: float, layer: LayerKV, parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,15 +152,19 @@ def _tokens(ask: Ask, parts: Tensor) -> Tensor:
     return tokens.masked_fill_(outside, -1)
 
 
-def _unread(masses: Tensor, chosen: Tensor, allowed: Tensor, layer: LayerKV) -> Unread:
+def _unread(masses: Tensor, chosen: Tensor, allowed: Tensor, layer: LayerKV) -> Estimate:
     """What is left of ``masses [G, Hk, m, parts]``, which are overwritten, without the ``chosen [G, Hk, c]`` parts."""
     if layer.value_means is None:
         raise RuntimeError("this layer keeps no mean values")
-    groups, heads, _, count = masses.shape
-    read = torch.zeros((groups, heads, count + 1), dtype=torch.bool, device=masses.device)
-    read.scatter_(2, chosen.masked_fill(chosen < 0, count), True)
-    masses.masked_fill_((read[..., :count] | ~allowed[:, None])[:, :, None], EMPTY)
-    return Unread(masses, layer.value_means.slice(0, count // PARTS).flatten(0, 1))
+    count = masses.shape[3]
+    masses.masked_fill_((_among(chosen, count) | ~allowed[:, None])[:, :, None], EMPTY)
+    return Estimate(masses, layer.value_means.slice(0, count // PARTS).flatten(0, 1))
+
+
+def _among(chosen: Tensor, count: int) -> Tensor:
+    """Bool ``[G, Hk, count]``: which numbers are among ``chosen [G, Hk, c]``, padded with -1."""
+    marks = torch.zeros((*chosen.shape[:2], count + 1), dtype=torch.bool, device=chosen.device)
+    return marks.scatter_(2, chosen.masked_fill(chosen < 0, count), True)[..., :count]
 
 
 def _marked(candidates: Tensor) -> Tensor:
