@@ -17,8 +17,9 @@ from torch import Tensor
 from agent_memory_kernels import PagedOperations, operations
 
 from .attention.methods import Method
+from .attention.recent_queries import RecentQueries
 from .attention.shares import AttentionShares
-from .attention.step import MemoryStep, RecentQueries
+from .attention.step import MemoryStep
 from .attention.trace import Trace
 from .layer_step import LayerStep
 from .memory.block import BlockSource

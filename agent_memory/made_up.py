@@ -14,9 +14,10 @@ from torch import Tensor
 from agent_memory_kernels import operations
 
 from .attention.methods import Method
+from .attention.recent_queries import RecentQueries
 from .attention.region import LayerRule, rotate_keys
 from .attention.shares import AttentionShares
-from .attention.step import MemoryStep, RecentQueries
+from .attention.step import MemoryStep
 from .attention.trace import Trace
 from .memory.block import NoDisk
 from .memory.cache import TieredCache

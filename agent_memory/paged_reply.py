@@ -19,8 +19,8 @@ from agent_memory_kernels import KernelError, PagedOperations, Rotation, operati
 from .attention.methods import Method
 from .attention.paged.fits import why_not
 from .attention.paged.step import PagedStep, positions_attended
+from .attention.recent_queries import RecentQueries
 from .attention.selectors.base import pooled
-from .attention.step import RecentQueries
 from .attention.trace import Trace
 from .errors import ConfigError
 from .layer_step import LayerStep

@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from agent_memory.attention.methods import Method, Sizes
+from agent_memory.attention.recent_queries import RecentQueries
 from agent_memory.attention.selectors import RecallSelector
 from agent_memory.attention.selectors.recall import RecallRule
-from agent_memory.attention.step import RecentQueries
 from agent_memory.attention.trace import Trace
 from agent_memory.bench.compare import Ratio, compare
 from agent_memory.memory.block import NoDisk

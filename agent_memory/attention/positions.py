@@ -27,6 +27,7 @@ class Attended:
         queries: int64 ``[G, T]`` token index of each query; the last keys are the queries' own.
         sink: how many of the first keys are the sink's.
         recalled: how many of those after them were chosen from memory; all others are local.
+        before: attended keys that stand before these and are not among them.
     """
 
     keys: Tensor
@@ -35,6 +36,7 @@ class Attended:
     queries: Tensor
     sink: int = 0
     recalled: int = 0
+    before: int = 0
 
 
 class PositionMap(Protocol):
@@ -79,7 +81,8 @@ class WindowPositions:
     """Keys stand at their true distance where the trained window has room for it, and packed at its far end where they are further away.
 
     A key's position is the larger of its rank in the attended set and its place in a window that ends with the last query. Both ascend
-    with the tokens, so no two keys share a position, and the order is kept. Up to ``window`` tokens this is plain rotary attention.
+    with the tokens, so no two keys share a position, and the order is kept. Up to ``window`` tokens this is plain rotary attention. Sink
+    tokens come first and local ones last, so both stand where they do without any that are recalled.
 
     Attributes:
         window: positions that are used.
@@ -91,10 +94,16 @@ class WindowPositions:
         """One causal Region."""
         tokens, queries = attended.tokens, attended.queries
         present = tokens >= 0
-        visible = present[:, :, None, :] & (tokens[:, :, None, :] <= queries[:, None, :, None])
         first = (queries[:, -1:] - self.window + 1).clamp(min=0)
-        rank = (present.cumsum(-1) - 1).clamp(min=0)
-        positions = torch.maximum(rank, tokens - first[:, None])
+        positions = tokens.clamp(min=0)
+        if bool(first.any()):
+            rank = attended.before + present.cumsum(-1) - 1
+            positions = torch.maximum(rank.clamp(min=0), tokens - first[:, None])
+        visible = None
+        if not (bool(present.all()) and bool((tokens[..., -1] <= queries[:, :1]).all())):
+            # A recalled token comes before every query: one row says which are there.
+            before = bool((tokens.amax(-1) < queries[:, :1]).all())
+            visible = present[:, :, None] if before else present[:, :, None] & (tokens[:, :, None] <= queries[:, None, :, None])
         return [Region(attended.keys, attended.values, queries - first, positions[:, 0] if positions.shape[1] == 1 else positions, visible)]
 
 

@@ -56,17 +56,16 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What stands for keys that are not read: parts of the timeline, each with the mean of its values.
+class Attention:
+    """Attention of query groups to some keys, or to what stands for them, to be joined with that to other keys.
 
     Attributes:
-        log_mass: fp32 ``[G, Hk, m, n]``, log-sum-exp of the logits of each part's keys; -inf where a part does not take part. Rows of a GQA
-            group come query head by query head.
-        values: ``[n, Hk, dv]``, the mean of each part.
+        out: ``[G, Hk, m, dv]``; 0 where there is nothing to attend to. Rows of a GQA group come query head by query head.
+        lse: fp32 ``[G, Hk, m]``, log-sum-exp of the logits; -inf where there is nothing.
     """
 
-    log_mass: Tensor
-    values: Tensor
+    out: Tensor
+    lse: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +86,37 @@ class LayerRule:
 
 
 def attend(
-    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, estimate: Estimate | None = None
+    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, others: Sequence[Attention] = ()
 ) -> Tensor:
     """Attention of query groups over disjoint Regions.
 
     Args:
         queries: ``[G, H, T, d]``, not rotated.
-        regions: one to three, disjoint for every query.
+        regions: up to three, disjoint for every query.
         rotary: rotation of the model.
         rule: the layer's scale, sinks and softcap.
         ops: kernel implementation.
-        estimate: what stands for keys that are in no Region.
+        others: attention to keys that are in no Region.
 
     Returns:
         ``[G, H, T, dv]``. GQA pairing is ``h // g``.
     """
-    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops, estimate)
+    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops, others)
+
+
+def attend_in_part(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Attention:
+    """Attention of ``queries [G, H, T, d]`` to some of their keys; a layer's extra logits take no part in it yet."""
+    parts = _parts(queries, regions, rotary, rule.index)
+    done = [ops.attend(part.queries, part.keys, part.values, part.bias, rule.scaling, rule.softcap) for part in parts]
+    if len(done) == 1:
+        return Attention(*done[0])
+    outputs, lses = [out for out, _ in done], [lse for _, lse in done]
+    return Attention(ops.merge(outputs, lses, None), torch.logsumexp(torch.stack(lses), dim=0))
+
+
+def with_sinks(attention: Attention, rule: LayerRule) -> Tensor:
+    """fp32 ``[G, Hk, m]``: log-sum-exp of an attention with the layer's extra logits, where it has such."""
+    return attention.lse if rule.sinks is None else torch.logaddexp(attention.lse, _sinks(rule.sinks, attention.lse))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +141,7 @@ def attend_with_last_weights(
     rule: LayerRule,
     ops: Operations,
     keys: int,
-    estimate: Estimate | None = None,
+    unread: Attention | None = None,
 ) -> tuple[Tensor, Weights]:
     """As :func:`attend`, and the weights of the last query of the last group.
 
@@ -136,20 +150,15 @@ def attend_with_last_weights(
 
     Args:
         keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
+        unread: attention to what stands for keys that are in no Region.
     """
     parts = _parts(queries, regions, rotary, rule.index)
-    shares = _last_shares(parts, rule, queries.shape[2], estimate)
+    shares = _last_shares(parts, rule, queries.shape[2], unread)
     if queries.shape[0] == queries.shape[2] == 1 and queries.dtype == torch.float32:
-        out = _weighted(shares, parts, estimate).reshape(*queries.shape[:3], -1)
+        out = _weighted(shares, parts, unread).reshape(*queries.shape[:3], -1)
     else:
-        out = _output(parts, queries, rule, ops, estimate)
-    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None, estimate is not None)
-
-
-def log_sum_exp(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Tensor:
-    """fp32 ``[G, Hk, m]``: log of the sum of attention weights ``queries [G, H, T, d]`` give Regions before they are normalised, the
-    layer's extra logits included. Rows of a GQA group come query head by query head."""
-    return _merged(_parts(queries, regions, rotary, rule.index), queries, rule, ops)[1]
+        out = _output(parts, queries, rule, ops, [] if unread is None else [unread])
+    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None, unread is not None)
 
 
 def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
@@ -159,20 +168,12 @@ def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary,
         ``[G, H, T, dv]``, and fp32 ``[G, H, n]``: weights of the softmax over all Regions, summed over the queries.
     """
     parts = _parts(queries, regions, rotary, rule.index)
-    out, lse = _merged(parts, queries, rule, ops)
+    out, lse = _merged(parts, rule, ops)
     groups, heads, count, _ = queries.shape
     first, rows = parts[0], (groups, -1, heads // parts[0].keys.shape[1], count)
     bias = _additive(regions[0].visible)
     mass = ops.column_mass(first.queries.reshape(*rows, queries.shape[-1]), first.keys, bias, lse.reshape(rows), rule.scaling, rule.softcap)
     return out.reshape(*queries.shape[:3], -1), mass.flatten(1, 2)
-
-
-def _with_estimate(out: Tensor, lse: Tensor, estimate: Estimate) -> Tensor:
-    """Attention ``out [G, Hk, m, dv]`` with log-sum-exp ``lse [G, Hk, m]``, joined with what stands for the keys left out."""
-    total = torch.logaddexp(lse, torch.logsumexp(estimate.log_mass, dim=-1))
-    weights = torch.exp(estimate.log_mass - total[..., None])
-    means = estimate.values.float().transpose(0, 1)
-    return (out.float() * torch.exp(lse - total)[..., None] + weights @ means).to(out.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,37 +200,32 @@ def _parts(queries: Tensor, regions: Sequence[Region], rotary: Rotary, layer: in
     return parts
 
 
-def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations, estimate: Estimate | None) -> Tensor:
-    """``[G, H, T, dv]`` over all parts, and what stands for keys that are in none."""
-    if estimate is not None:
-        out = _with_estimate(*_merged(parts, queries, rule, ops), estimate)
-    elif len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations, others: Sequence[Attention]) -> Tensor:
+    """``[G, H, T, dv]`` over all parts, and whatever else was attended to."""
+    if not others and len(parts) == 1 and rule.sinks is None and rule.softcap is None:
         out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
     else:
-        out, _ = _merged(parts, queries, rule, ops)
+        out, _ = _merged(parts, rule, ops, others)
     return out.reshape(*queries.shape[:3], -1)
 
 
-def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int, estimate: Estimate | None) -> Tensor:
+def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int, unread: Attention | None) -> Tensor:
     """Softmax ``[Hk, H / Hk, n]`` of the last of ``count`` queries of the last group over the keys of all parts, then the extra logits,
     then what stands for keys that were not read."""
     logits = [_last_logits(part, rule, count) for part in parts]
     if rule.sinks is not None:
         logits.append(rule.sinks.float().reshape(logits[0].shape[0], -1, 1))
-    if estimate is not None:
-        logits.append(torch.logsumexp(estimate.log_mass[-1, :, count - 1 :: count], dim=-1, keepdim=True))
+    if unread is not None:
+        logits.append(unread.lse[-1, :, count - 1 :: count, None])
     return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).softmax(-1)
 
 
-def _weighted(shares: Tensor, parts: Sequence[_Part], estimate: Estimate | None) -> Tensor:
+def _weighted(shares: Tensor, parts: Sequence[_Part], unread: Attention | None) -> Tensor:
     """Output ``[Hk, H / Hk, dv]`` of the one query that has these shares."""
     ends = list(accumulate(part.keys.shape[2] for part in parts))
     outputs = [shares[..., end - part.keys.shape[2] : end] @ part.values[0] for end, part in zip(ends, parts, strict=True)]
-    if estimate is not None:
-        total = torch.logsumexp(estimate.log_mass[0], dim=-1, keepdim=True)
-        # Where nothing was left out the share is 0, and so is what stands for it.
-        within = torch.exp(estimate.log_mass[0] - total.masked_fill(total == float("-inf"), 0.0))
-        outputs.append(within * shares[..., -1:] @ estimate.values.float().transpose(0, 1))
+    if unread is not None:
+        outputs.append(shares[..., -1:] * unread.out[0])
     return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
 
@@ -254,17 +250,22 @@ def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:
     return logits if part.bias is None else logits.add_(part.bias[-1, :, -1:])  # all query heads of a query see the same keys
 
 
-def _merged(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
-    """Output ``[G, Hk, m, dv]`` over all parts, and its log-sum-exp ``[G, Hk, m]``, the sinks' included."""
+def _merged(parts: Sequence[_Part], rule: LayerRule, ops: Operations, others: Sequence[Attention] = ()) -> tuple[Tensor, Tensor]:
+    """Output ``[G, Hk, m, dv]`` over all parts and others, and its log-sum-exp ``[G, Hk, m]``, the sinks' included."""
     done = [ops.attend(part.queries, part.keys, part.values, part.bias, rule.scaling, rule.softcap) for part in parts]
-    outputs, lses = [out for out, _ in done], [lse for _, lse in done]
-    sinks = None
-    if rule.sinks is not None:
-        kv_heads, count = parts[0].keys.shape[1], queries.shape[2]
-        spread = rule.sinks.reshape(1, kv_heads, -1, 1).expand(-1, -1, -1, count)
-        sinks = spread.reshape(1, kv_heads, -1).float().expand_as(lses[0])
+    outputs = [out for out, _ in done] + [other.out for other in others]
+    lses = [lse for _, lse in done] + [other.lse for other in others]
+    sinks = None if rule.sinks is None else _sinks(rule.sinks, lses[0])
     total = torch.logsumexp(torch.stack([*lses, *([] if sinks is None else [sinks])]), dim=0)
     return ops.merge(outputs, lses, sinks), total
+
+
+def _sinks(sinks: Tensor, lse: Tensor) -> Tensor:
+    """Extra logits ``[H]`` for each row, fp32 ``[G, Hk, m]`` as ``lse`` is."""
+    _, kv_heads, rows = lse.shape
+    each = sinks.float().reshape(1, kv_heads, -1, 1)
+    spread: Tensor = each.expand(-1, -1, -1, rows // each.shape[2])
+    return spread.reshape(1, kv_heads, rows).expand_as(lse)
 
 
 def _rows(positions: Tensor, groups: int) -> Tensor:
@@ -289,6 +290,8 @@ Pair = tuple[Tensor, Tensor]
 def _angles(regions: Sequence[Region], rotary: Rotary, layer: int) -> list[tuple[Pair, Pair]]:
     """Cosines and sines of every Region's positions, from one rotary call (longrope picks its factors by the largest position)."""
     flat = [p for region in regions for p in (region.query_positions, region.key_positions)]
+    if not flat:
+        return []
     if all(not p.is_floating_point() for p in flat):
         largest = max(int(p.max()) for p in flat if p.numel())
         cos, sin = rotary.table(layer, largest + 1)

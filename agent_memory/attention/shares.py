@@ -5,11 +5,13 @@ Knows weights and token indices; which turn a token belongs to is the Session's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .positions import Attended
 from .region import Weights
@@ -50,23 +52,30 @@ class AttentionShares:
         self._peaks = torch.zeros(tokens + 1, device=device)
         self._own, self._rows = tokens, 0
 
-    def add(self, weights: Weights, attended: Attended, query_heads: int) -> None:
-        """Add the weights that one token's queries gave to attended keys in one layer."""
-        tokens, near = attended.tokens[-1], attended.sink + attended.recalled
-        by_key = weights.keys if len(tokens) > 1 else weights.keys.sum(0, keepdim=True)
-        if attended.sink:
-            self._sink += by_key[:, : attended.sink].sum()
+    def add(self, weights: Weights, attended: Sequence[Attended], query_heads: int) -> None:
+        """Add the weights that one token's queries gave in one layer to keys, attended in one part or one after another."""
+        start = 0
+        for part in attended:
+            stop = start + part.tokens.shape[-1]
+            self._add(weights.keys[:, start:stop], part, query_heads)
+            start = stop
         if weights.sinks is not None:
             self._sink += weights.sinks
         if weights.unread is not None:
             self._unread += weights.unread
+        self._rows += query_heads
+
+    def _add(self, keys: Tensor, attended: Attended, query_heads: int) -> None:
+        tokens, near = attended.tokens[-1], attended.sink + attended.recalled
+        by_key = keys if len(tokens) > 1 else keys.sum(0, keepdim=True)
+        if attended.sink:
+            self._sink += by_key[:, : attended.sink].sum()
         if attended.recalled:
             at = tokens[:, attended.sink : near].clamp(0, self._own).reshape(-1)  # where there is no key the weight is 0
             self._recalled.index_add_(0, at, by_key[:, attended.sink : near].to(self._recalled.dtype).reshape(-1))
-            peaks = weights.keys[:, attended.sink : near] * (len(weights.keys) / query_heads)
+            peaks = keys[:, attended.sink : near] * (len(keys) / query_heads)
             self._peaks.scatter_reduce_(0, at, peaks.amax(0) if len(tokens) == 1 else peaks.reshape(-1), "amax")
         self._local += by_key[:, near:].sum()
-        self._rows += query_heads
 
     def result(self) -> SharedOut | None:
         """Averages over all that was added, every query head of every layer and token alike; None if nothing was."""

@@ -7,9 +7,10 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,39 +21,23 @@ from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .pieces import Piece, cut
-from .positions import Attended, PositionMap, TruePositions, true_but_split
-from .region import Estimate, LayerRule, Rotary, attend, attend_and_weigh, attend_with_last_weights, log_sum_exp, rotated
+from .positions import Attended, PositionMap, TruePositions, WindowPositions, true_but_split
+from .recent_queries import RecentQueries
+from .region import (
+    Attention,
+    LayerRule,
+    Region,
+    Rotary,
+    attend,
+    attend_and_weigh,
+    attend_in_part,
+    attend_with_last_weights,
+    rotated,
+    with_sinks,
+)
 from .selectors import Ask, Bounds, Selection
 from .shares import AttentionShares
 from .trace import Trace
-
-HEARD = 12
-"""Queries before a broken group that are kept, for what they say about it."""
-
-
-class RecentQueries:
-    """The last queries of each layer, ``[H, up to HEARD, d]``, and the token after them."""
-
-    def __init__(self) -> None:
-        self._layers: dict[int, tuple[int, Tensor]] = {}
-
-    def forget(self) -> None:
-        """Know none any more."""
-        self._layers.clear()
-
-    def extend(self, layer: int, queries: Tensor, start: int) -> Tensor:
-        """``queries [H, T, d]`` from token ``start`` on, headed by those just before them if they are known."""
-        stop, past = self._layers.get(layer, (-1, queries[:, :0]))
-        return torch.cat([past, queries], dim=1) if stop == start else queries
-
-    def before(self, layer: int, start: int) -> Tensor | None:
-        """The queries ``[H, n, d]`` just before token ``start``; None if they are not known."""
-        stop, past = self._layers.get(layer, (-1, None))
-        return past if stop == start else None
-
-    def keep(self, layer: int, queries: Tensor, stop: int) -> None:
-        """Remember the last of ``queries [H, T, d]``, which end before token ``stop``."""
-        self._layers[layer] = (stop, queries[:, -HEARD:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +49,7 @@ class _Groups:
         voters: the queries that are heard, those asking last.
         first: the first of them.
         length: tokens of each group that exist.
+        stop: the token after the last of them.
         bounds: what they may choose from.
     """
 
@@ -71,7 +57,34 @@ class _Groups:
     voters: Tensor
     first: int
     length: int
+    stop: int
     bounds: Bounds
+
+
+class _Near:
+    """What groups attend to whatever they choose, each part made when it is first asked for."""
+
+    def __init__(self, step: MemoryStep, rule: LayerRule, groups: _Groups, sizes: Sizes) -> None:
+        self._step, self._rule, self._groups, self._sizes = step, rule, groups, sizes
+
+    @cached_property
+    def attended(self) -> Attended:
+        """Sink, local and own tokens."""
+        return self._step.near(self._rule, self._groups, self._sizes)
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """They, where they stand."""
+        return self._step.method.positions.regions(self.attended)
+
+    @cached_property
+    def attention(self) -> Attention:
+        """Attention to them; a layer's extra logits take no part in it."""
+        return attend_in_part(self._groups.queries, self.regions, self._step.rotary, self._rule, self._step.ops)
+
+    def log_sum_exp(self) -> Tensor:
+        """fp32 ``[G, Hk, m]`` of all this takes, the layer's extra logits too."""
+        return with_sinks(self.attention, self._rule)
 
 
 class MemoryStep:
@@ -110,6 +123,7 @@ class MemoryStep:
         self._settled = settled if settled is not None else self.stop if trace is None else since
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
+        self._room = torch.empty(0)
         self.pieces = cut(self.start, self.stop, method.attended, group, since)
 
     def attend(self, rule: LayerRule, q: Tensor, k: Tensor, v: Tensor, sliding: int | None = None) -> Tensor:
@@ -153,17 +167,33 @@ class MemoryStep:
         attended: Attended,
         positions: PositionMap,
         span: tuple[int, int],
-        unread: Estimate | None = None,
+        unread: Attention | None = None,
     ) -> Tensor:
         """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys and what stands for those not read."""
         regions = positions.regions(attended)
-        if self._trace is not None and span[0] >= self._since:
-            self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
+        self._count_attended(queries, regions, span[0])
         if self._shares is None or span[1] != self.stop:
-            return attend(queries, regions, self.rotary, rule, self.ops, unread)
-        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, attended.tokens.shape[-1], unread)
-        self._shares.add(weights, attended, queries.shape[1])
+            return attend(queries, regions, self.rotary, rule, self.ops, [] if unread is None else [unread])
+        return self._attend_and_share(rule, queries, [attended], regions, unread, self._shares)
+
+    def _attend_and_share(
+        self,
+        rule: LayerRule,
+        queries: Tensor,
+        attended: Sequence[Attended],
+        regions: list[Region],
+        unread: Attention | None,
+        shares: AttentionShares,
+    ) -> Tensor:
+        """As :meth:`_attend`; ``shares`` takes the weights of the last token over what was attended to, in one part or several."""
+        keys = sum(part.tokens.shape[-1] for part in attended)
+        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, keys, unread)
+        shares.add(weights, attended, queries.shape[1])
         return out
+
+    def _count_attended(self, queries: Tensor, regions: list[Region], start: int) -> None:
+        if self._trace is not None and start >= self._since:
+            self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
 
     def _whole(self, rule: LayerRule, first: int, start: int, stop: int) -> Attended:
         """All tokens ``[first, stop)``, for the queries from ``start`` on."""
@@ -195,7 +225,7 @@ class MemoryStep:
             attended = self._whole(rule, 0, piece.start, piece.stop)
         else:
             groups = self._groups(rule.index, piece, q, sizes)
-            (chosen,) = self._choose(rule, [groups], layer)
+            (chosen,) = self._choose(rule, [groups], layer, self._nears(rule, [groups]))
             attended = self._attended(rule, groups, chosen, sizes)
         if piece.stop > self._settled or not (piece.dense or piece.stop - piece.start == sizes.group):
             return self._attend(rule, q[None], attended, positions, (piece.start, piece.stop))[0].transpose(0, 1)
@@ -213,13 +243,30 @@ class MemoryStep:
             raise RuntimeError("a method without sizes attends densely")
         sizes = self.method.sizes
         groups = [self._groups(rule.index, piece, part, sizes) for piece, part in pieces]
-        chosen = self._choose(rule, groups, self.kv.layers[rule.index])
+        nears = self._nears(rule, groups)
+        chosen = self._choose(rule, groups, self.kv.layers[rule.index], nears)
         outputs = []
-        for (piece, _), one, selection in zip(pieces, groups, chosen, strict=True):
-            attended = self._attended(rule, one, selection, sizes)
-            out = self._attend(rule, one.queries, attended, self.method.positions, (one.first, piece.stop), selection.unread)
+        for one, near, selection in zip(groups, nears, chosen, strict=True):
+            if isinstance(self.method.positions, WindowPositions):
+                out = self._join(rule, one, near, selection, sizes)
+            else:
+                attended = self._attended(rule, one, selection, sizes)
+                out = self._attend(rule, one.queries, attended, self.method.positions, (one.first, one.stop), selection.unread)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
+
+    def _join(self, rule: LayerRule, groups: _Groups, near: _Near, chosen: Selection, sizes: Sizes) -> Tensor:
+        """Attention ``[G, H, T, dv]`` to sink and local tokens, where they stand whatever is recalled, joined with that to what is."""
+        parts, regions = [near.attended], list(near.regions)
+        if chosen.tokens.shape[2]:
+            parts.append(self._recalled(rule, groups, chosen, sizes))
+            offset = near.attended.tokens.shape[-1]
+            regions += [replace(region, first=region.first + offset) for region in self.method.positions.regions(parts[1])]
+        self._count_attended(groups.queries, regions, groups.first)
+        if self._shares is not None and groups.stop == self.stop:
+            return self._attend_and_share(rule, groups.queries, parts, regions, chosen.unread, self._shares)
+        others = [near.attention, *([] if chosen.unread is None else [chosen.unread])]
+        return attend(groups.queries, regions[len(near.regions) :], self.rotary, rule, self.ops, others)
 
     def _groups(self, layer: int, piece: Piece, q: Tensor, sizes: Sizes) -> _Groups:
         """The groups of a piece, and who is heard when they choose."""
@@ -232,13 +279,18 @@ class MemoryStep:
         self.recent.keep(layer, q if voters is asked else voters[0], piece.stop)
         starts = first + torch.arange(count, device=q.device) * group
         bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
-        return _Groups(asked, voters, first, piece.stop - (count - 1) * group - first, bounds)
+        return _Groups(asked, voters, first, piece.stop - (count - 1) * group - first, piece.stop, bounds)
 
-    def _choose(self, rule: LayerRule, groups: list[_Groups], layer: LayerKV) -> list[Selection]:
+    def _nears(self, rule: LayerRule, groups: list[_Groups]) -> list[_Near]:
+        if self.method.sizes is None:
+            raise RuntimeError("a method without sizes attends to everything")
+        return [_Near(self, rule, one, self.method.sizes) for one in groups]
+
+    def _choose(self, rule: LayerRule, groups: list[_Groups], layer: LayerKV, nears: list[_Near]) -> list[Selection]:
         """This layer's own choices, or those of the last layer that chose for the same groups."""
         if not self.method.chooses(rule.index):
             return [self._chosen.get(one.first) or _nothing(one.queries) for one in groups]
-        asks = [self._ask(rule, one, first=one is groups[0]) for one in groups]
+        asks = [self._ask(rule, one, near, first=one is groups[0]) for one, near in zip(groups, nears, strict=True)]
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
             selection.check(one.bounds)
@@ -250,7 +302,7 @@ class MemoryStep:
                 trace.choose(selection, one.bounds.block)
         return chosen
 
-    def _ask(self, rule: LayerRule, groups: _Groups, first: bool) -> Ask:
+    def _ask(self, rule: LayerRule, groups: _Groups, near: _Near, first: bool) -> Ask:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
         shared = 0 if first else groups.voters.shape[2] - asking
@@ -263,18 +315,40 @@ class MemoryStep:
             lambda x, positions: rotated(x, positions, self.rotary, rule.index),
             last[:, None] - asking + torch.arange(asking, device=last.device),
             rule.softcap,
-            partial(self._near, rule, groups),
+            near.log_sum_exp,
         )
-
-    def _near(self, rule: LayerRule, groups: _Groups) -> Tensor:
-        """Log-sum-exp ``[G, Hk, m]`` of what groups attend to whatever is chosen."""
-        if self.method.sizes is None:
-            raise RuntimeError("a method without sizes attends to everything")
-        attended = self._attended(rule, groups, _nothing(groups.queries), self.method.sizes)
-        return log_sum_exp(groups.queries, self.method.positions.regions(attended), self.rotary, rule, self.ops)
 
     def _traced(self, groups: _Groups) -> Trace | None:
         return self._trace if groups.first >= self._since else None
+
+    def near(self, rule: LayerRule, groups: _Groups, sizes: Sizes) -> Attended:
+        """Sink, local and own tokens of groups of queries."""
+        return self._attended(rule, groups, _nothing(groups.queries), sizes)
+
+    def _recalled(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
+        """Only what groups of queries chose."""
+        sink = self.kv.layers[rule.index].sink
+        count, recalled = chosen.tokens.shape[0], chosen.tokens.shape[2]
+        kv = self._buffer((2, count, sink.shape[1], recalled, sink.shape[3]), sink)
+        tokens = self._read(rule, groups, chosen, kv)
+        asking = groups.queries.shape[2]
+        queries = groups.bounds.stops[:, None] + torch.arange(sizes.local + groups.length, device=tokens.device)[None, -asking:]
+        return Attended(kv[0], kv[1], tokens, queries, recalled=recalled, before=sizes.sink)
+
+    def _buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory for what is recalled, the same for every layer: fresh pages cost more than what is written to them."""
+        size = math.prod(shape)
+        if len(self._room) < size or self._room.dtype != like.dtype:
+            self._room = like.new_empty(size)
+        return self._room[:size].view(shape)
+
+    def _read(self, rule: LayerRule, groups: _Groups, chosen: Selection, out: Tensor) -> Tensor:
+        """Write what was chosen to ``out [2, G, Hk, n, d]``; returns the tokens ``[G, S, n]``, -1 where there is none."""
+        trace = self._traced(groups)
+        read = self.kv.gather(rule.index, chosen.tokens, out, blocks=chosen.blocks, exact=trace is None)
+        if trace is not None:
+            trace.read(read.blocks, read.tiers)
+        return chosen.tokens.masked_fill(~read.valid, -1)
 
     def _attended(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
         """Sink, selected, local and own tokens of groups of queries."""
@@ -285,14 +359,9 @@ class MemoryStep:
         kv = layer.sink.new_empty((2, count, layer.sink.shape[1], near_from + width, layer.sink.shape[3]))
         kv[:, :, :, : sizes.sink] = layer.sink[:, None]
         kv[0, :, :, near_from:], kv[1, :, :, near_from:] = layer.window.spans(groups.first - sizes.local, sizes.group, count, width)
+        tokens = self._read(rule, groups, chosen, kv[:, :, :, sizes.sink : near_from]) if recalled else chosen.tokens
         near = groups.bounds.stops[:, None] + torch.arange(width, device=device)
-        tokens = torch.cat([torch.arange(sizes.sink, device=device).expand(count, scope, -1), chosen.tokens, _spread(near, scope)], 2)
-        if recalled:
-            trace = self._traced(groups)
-            read = self.kv.gather(rule.index, chosen.tokens, kv[:, :, :, sizes.sink : near_from], blocks=chosen.blocks, exact=trace is None)
-            tokens[:, :, sizes.sink : near_from].masked_fill_(~read.valid, -1)
-            if trace is not None:
-                trace.read(read.blocks, read.tiers)
+        tokens = torch.cat([torch.arange(sizes.sink, device=device).expand(count, scope, -1), tokens, _spread(near, scope)], 2)
         return Attended(kv[0], kv[1], tokens, near[:, -asking:], sizes.sink, recalled)
 
 

@@ -19,7 +19,11 @@ def write_tokens(pool: Tensor, slots: Tensor, offsets: Tensor, out: Tensor) -> N
     rows = (slots * (2 * heads) + head) * size + offsets
     flat = pool.reshape(-1, dim)
     for part, shift in enumerate((0, heads * size)):
-        out[part] = flat.index_select(0, (rows + shift).reshape(-1)).view(*rows.shape, dim)
+        index, there = (rows + shift).reshape(-1), out[part]
+        if there.is_contiguous():
+            torch.index_select(flat, 0, index, out=there.view(-1, dim))
+        else:
+            there.copy_(flat.index_select(0, index).view(*rows.shape, dim))
 
 
 def write_blocks(pool: Tensor, slots: Tensor, out: Tensor) -> None:

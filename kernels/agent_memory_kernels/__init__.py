@@ -72,10 +72,11 @@ class Operations(Protocol):
         keys: list[tuple[Tensor, Tensor]],
         part: int,
         scale: float,
+        reference: Tensor,
         softcap: float | None = None,
         offset: Tensor | None = None,
     ) -> Tensor:
-        """Log of the unnormalised attention weight of the parts of each Block."""
+        """Attention weights of the parts of each Block, relative to a reference."""
         ...
 
     def block_bounds(self, queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ import torch
 
 from agent_memory.attention.methods import Method, make_method
 from agent_memory.attention.positions import Attended, TruePositions
-from agent_memory.attention.region import Estimate, LayerRule, attend, attend_with_last_weights, rotate_keys
+from agent_memory.attention.recent_queries import RecentQueries
+from agent_memory.attention.region import Attention, LayerRule, attend, attend_with_last_weights, rotate_keys
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
-from agent_memory.attention.step import MemoryStep, RecentQueries
+from agent_memory.attention.step import MemoryStep
 from agent_memory.attention.trace import Trace
 from agent_memory.memory.block import NoDisk
 from agent_memory.memory.cache import TieredCache
@@ -172,14 +173,14 @@ def test_what_stands_for_keys_that_were_not_read_takes_its_part(spec, count, rul
     """One of the KV heads reads everything, so that nothing stands for what it left out."""
     queries, attended = case(*dense.sparse(1, count, seed=9, starts=(1203,)))
     generator = torch.Generator().manual_seed(3)
-    log_mass = torch.randn(1, SCOPE, len(queries[0]) // SCOPE * count, 5, generator=generator)
-    log_mass[:, 0] = float("-inf")
-    estimate = Estimate(log_mass, torch.randn(5, SCOPE, queries.shape[-1], generator=generator))
+    rows = (1, SCOPE, len(queries[0]) // SCOPE * count)
+    unread = Attention(torch.randn(*rows, queries.shape[-1], generator=generator), torch.randn(rows, generator=generator))
+    unread.lse[:, 0], unread.out[:, 0] = float("-inf"), 0.0
     regions = make_method(spec, dense.WINDOW).positions.regions(attended)
     layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
     given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
-    out, weights = attend_with_last_weights(*given, attended.tokens.shape[-1], estimate)
-    torch.testing.assert_close(out, attend(*given, estimate), atol=2e-5, rtol=0)
+    out, weights = attend_with_last_weights(*given, attended.tokens.shape[-1], unread)
+    torch.testing.assert_close(out, attend(*given, [unread]), atol=2e-5, rtol=0)
     _, alone = attend_with_last_weights(*given, attended.tokens.shape[-1])
     assert weights.unread is not None and float(weights.unread) > 1e-3
     torch.testing.assert_close(weights.keys[0], alone.keys[0])
@@ -275,7 +276,7 @@ def test_the_replys_own_tokens_are_local_where_they_are_recalled():
         region = make_method("recall", WINDOW).positions.regions(attended)
         rotary, rule = dense.Rotations(DIM), LayerRule(0, 1.0)
         _, weights = attend_with_last_weights(torch.zeros(1, 1, 1, DIM), region, rotary, rule, operations(), 4)
-        shares.add(weights, attended, 1)
+        shares.add(weights, [attended], 1)
         found = shares.result()
         assert found is not None
         return found

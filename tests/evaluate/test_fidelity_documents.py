@@ -82,6 +82,13 @@ def test_several_values_and_several_keys_are_asked_at_once(prose: Path) -> None:
     assert len(needles(haystack=prose, kind="single").questions) == 1
 
 
+def test_prose_may_be_in_lines_of_json(prose: Path, tmp_path: Path) -> None:
+    lines = prose.read_text().splitlines(keepends=True)
+    parts = ["".join(lines[: len(lines) // 2]), "".join(lines[len(lines) // 2 :])]
+    (tmp_path / "prose.jsonl").write_text("".join(json.dumps({"input": part}) + "\n" for part in parts))
+    assert needles(haystack=tmp_path / "prose.jsonl") == needles(haystack=prose)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_documents_are_the_same_for_the_same_seed_and_number(prose: Path, kind: str) -> None:
     def made(seed: int, number: int) -> Document:
@@ -119,7 +126,7 @@ def test_keys_come_from_lists_or_files(tmp_path: Path) -> None:
         ({"kind": "multi-value", "facts": 6}, "6 facts cannot be used; it must be a multiple of 4"),
         ({"facts": 0}, "0 facts cannot be used; it must be at least 1"),
         ({"length": 60}, "a document of 60 tokens has no room for 8 facts"),
-        ({"haystack": Path("nowhere.txt")}, "the haystack file cannot be read"),
+        ({"haystack": Path("nowhere.txt")}, "cannot be read as UTF-8 text"),
         ({"facts": 80}, "keys='cities' has .* keys; 80 are needed"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_copy_that_is_there_needs_no_package(file: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("seen_before", [True, False])
 def test_no_room(kilobytes: int, seen_before: bool, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """160 kB hold the weights, and not the tokenizer as well."""
-    with small_disk(tmp_path / "disk", kilobytes) as disk:
+    with small_disk(kilobytes) as disk:
         monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
         if not seen_before:  # as with a quota, or another process that writes meanwhile
             roomy = shutil.disk_usage("/")
@@ -159,7 +159,7 @@ def test_no_room(kilobytes: int, seen_before: bool, file: Path, tmp_path: Path, 
 
 def test_no_room_for_the_parts_of_a_split_model_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "split.gguf", tiny_model("llama"), tensors_a_part=9, kind=GGMLQuantizationType.Q8_0)
-    with small_disk(tmp_path / "disk", 200) as disk:
+    with small_disk(200) as disk:
         roomy = shutil.disk_usage("/")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: roomy)
         monkeypatch.setenv("XDG_CACHE_HOME", str(disk))

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,21 +20,24 @@ from tests.store.support import Child, append, assert_numbered, assert_whole, fi
 
 
 @contextmanager
-def small_disk(where: Path, kilobytes: int) -> Iterator[Path]:
-    where.mkdir()
+def small_disk(kilobytes: int) -> Iterator[Path]:
+    """Mounted outside pytest's own folders: where a test is killed, what stays mounted would fail every later run as it tidies them."""
+    where = Path(tempfile.mkdtemp(prefix="agent-memory-disk-"))
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(where)], capture_output=True)  # noqa: S607
     if done.returncode:
+        where.rmdir()
         pytest.skip("mounting a small disk needs root")
     try:
         yield where
     finally:
         subprocess.run(["umount", str(where)], check=True)  # noqa: S607
+        where.rmdir()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("kilobytes", [192, 256, 320, 448, 640, 1024, 2048, 4096])
-def test_appending_works_again_when_there_is_room(kilobytes: int, tmp_path: Path, empty_store: Path) -> None:
-    with small_disk(tmp_path / "disk", kilobytes) as disk:
+def test_appending_works_again_when_there_is_room(kilobytes: int, empty_store: Path) -> None:
+    with small_disk(kilobytes) as disk:
         ballast = disk / "ballast"
         root = Path(shutil.copytree(empty_store, disk / "store"))
         ballast.write_bytes(bytes((kilobytes - 176) * 1024))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -82,8 +83,8 @@ def test_every_token_of_a_reply_counts_once_in_every_layer(make_runtime: MakeRun
     added: list[int] = []
     add = AttentionShares.add
 
-    def watched(self: AttentionShares, weights: Weights, attended: Attended, query_heads: int) -> None:
-        added.append(int(attended.queries[-1, -1]))
+    def watched(self: AttentionShares, weights: Weights, attended: Sequence[Attended], query_heads: int) -> None:
+        added.append(int(attended[0].queries[-1, -1]))
         add(self, weights, attended, query_heads)
 
     monkeypatch.setattr(AttentionShares, "add", watched)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import SelectionError
 from ...memory.layer_kv import Keeps, LayerKV
 from ...types import Certificate
-from ..region import Estimate
+from ..region import Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Selection:
         keys_scored: key vectors that were scored, over all groups and heads.
         keys_rescored: tokens whose true keys were read to prove the choice, over all groups.
         blocks: int64 ``[G, S, b]`` ascending, padded with -1, if ``tokens`` are those of whole Blocks: they are read faster.
-        unread: what stands for the tokens that were not chosen, if anything does.
+        unread: attention to what stands for the tokens that were not chosen, if anything does.
     """
 
     tokens: Tensor
@@ -70,7 +70,7 @@ class Selection:
     keys_scored: int
     keys_rescored: int = 0
     blocks: Tensor | None = None
-    unread: Estimate | None = None
+    unread: Attention | None = None
 
     def check(self, bounds: Bounds) -> None:
         """Raise ``SelectionError`` for tokens that are not ascending, or lie outside what was to choose from."""

@@ -24,10 +24,13 @@ from ...memory.rotated_keys import RotatedKeys
 from ...memory.summary import LayerSummary
 from ...memory.value_means import PART_TOKENS, PARTS
 from ...types import BLOCK_TOKENS
-from ..region import Estimate
+from ..region import Attention
 from .base import Ask, Selection, by_kv_head
 
 EMPTY = float("-inf")
+
+TINIEST = 1e-38
+"""So much above 0 that it can be divided by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,72 +80,69 @@ class MassSelector:
         if int(candidates.sum(1).max()) <= most:
             blocks = self._ops.select(_marked(candidates[:, None]), most)
             return Selection(ask.bounds.tokens(blocks), not ask.bounds.lost.any(), "memory", 0, blocks=blocks)
-        starts = torch.arange(candidates.shape[1] * PARTS, device=candidates.device) * PART_TOKENS
-        parts = candidates.repeat_interleave(PARTS, 1) & (starts < ask.bounds.stops[:, None])
-        masses, near = self._masses(ask, scaling, layer, parts)
-        shares = self._shares(ask, masses)
-        chosen = self._best(shares, candidates, parts)
+        if ask.near is None:
+            raise RuntimeError("this ask does not know what is attended anyway")
+        near = ask.near()
+        masses, first = self._masses(ask, near, scaling, layer, candidates.shape[1])
+        starts = torch.arange(masses.shape[1], device=masses.device) * PART_TOKENS
+        stops = ask.bounds.stops[:, None]
+        allowed = candidates.repeat_interleave(PARTS, 1) & (starts < stops)
+        _keep(masses, allowed)
+        shares = _shares(masses)
+        chosen = self._best(shares, candidates, allowed)
         scored = int(candidates.sum()) * BLOCK_TOKENS * shares.shape[1]
         unread = None
         if self.config.estimate_unread:
-            whole = starts + PART_TOKENS <= ask.bounds.stops[:, None]
-            unread = _unread(masses, chosen, near.repeat_interleave(PARTS, 1) & whole, layer)
+            _drop(masses, chosen)
+            _keep(masses, (starts >= first[:, None] * BLOCK_TOKENS) & (starts + PART_TOKENS <= stops))
+            unread = _means(masses, near, layer)
         return Selection(_tokens(ask, chosen), False, "no", scored, unread=unread)
 
-    @staticmethod
-    def _shares(ask: Ask, masses: Tensor) -> Tensor:
-        """Shares of all attention, what is attended anyway included, that parts of ``masses [G, Hk, m, parts]`` hold: the mean over the
-        queries and query heads of each KV head, fp32 ``[G, Hk, parts]``. A query that looks at its neighbours has little to say."""
-        if ask.near is None:
-            raise RuntimeError("this ask does not know what is attended anyway")
-        total = torch.logaddexp(torch.logsumexp(masses, dim=-1), ask.near())
-        return torch.exp(masses - total[..., None]).mean(2)
-
-    def _best(self, shares: Tensor, candidates: Tensor, parts: Tensor) -> Tensor:
+    def _best(self, shares: Tensor, candidates: Tensor, allowed: Tensor) -> Tensor:
         """Numbers of the chosen parts, int64 ``[G, Hk, c]`` ascending and padded with -1, by their ``shares [G, Hk, n * PARTS]``."""
         by_block = shares.unflatten(2, (-1, PARTS)).sum(-1).masked_fill(~candidates[:, None], EMPTY)
         blocks = self._ops.select(by_block, self.config.blocks)
-        allowed = _among(blocks, by_block.shape[2]).repeat_interleave(PARTS, 2) & parts[:, None]
-        return self._ops.select(shares.masked_fill(~allowed, EMPTY), self.config.tokens // PART_TOKENS)
+        within = _among(blocks, by_block.shape[2]).repeat_interleave(PARTS, 2) & allowed[:, None]
+        return self._ops.select(shares.masked_fill(~within, EMPTY), self.config.tokens // PART_TOKENS)
 
-    def _masses(self, ask: Ask, scaling: float, layer: LayerKV, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Log masses fp32 ``[G, Hk, m, parts]`` of what may be chosen, bool ``parts [G, parts]``, and -inf elsewhere; and bool ``[G, n]``:
-        Blocks that are scored at their true distance."""
+    def _masses(self, ask: Ask, near: Tensor, scaling: float, layer: LayerKV, count: int) -> tuple[Tensor, Tensor]:
+        """Masses fp32 ``[Hk, parts, G, m]`` of the parts of Blocks ``[0, count)``, relative to what is attended anyway, whose log-sum-exp
+        is ``near [G, Hk, m]``; and int64 ``[G]``: the first Block that is scored at its true distance."""
         summary, rotated = layer.summary, layer.rotated_keys
         if summary is None or rotated is None:
             raise RuntimeError("this layer keeps no keys to choose by")
-        queries, count = ask.queries[:, :, -ask.asking :], parts.shape[1] // PARTS
-        groups = queries.shape[0]
+        queries, reference = ask.queries[:, :, -ask.asking :], near.transpose(0, 1).flatten(1)
         # Blocks before ``first`` lie beyond ``reach``, seen from the last query of the group.
         first = (ask.positions[:, -1] - self.config.reach + BLOCK_TOKENS).clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
         least, most = min(int(first.min()), count), min(int(first.max()), count)
-        near = torch.arange(count, device=parts.device)[None] >= first[:, None]
-        made = [self._near(ask, queries, scaling, rotated, *piece) for piece in _periods(least, count, rotated.period)]
-        masses = _by_group(torch.cat(made, dim=2), groups) if made else None
+        made = [self._true(ask, queries, reference, scaling, rotated, *piece) for piece in _periods(least, count, rotated.period)]
         if most:
-            far = _by_group(self._far(ask, queries, scaling, summary, most), groups)
-            if masses is None:
-                masses = far
-            else:
-                masses = torch.nn.functional.pad(masses, (least * PARTS, 0))
-                here = near[:, :most].repeat_interleave(PARTS, 1)[:, None, None]
-                masses[..., : most * PARTS] = torch.where(here, masses[..., : most * PARTS], far)
-        if masses is None:
-            raise RuntimeError("there is nothing to choose from")
-        return masses.masked_fill_(~parts[:, None, None], EMPTY), near
+            far = self._far(ask, queries, reference, scaling, summary, most)
+            if made and most > least:
+                between = slice(least * PARTS, most * PARTS)
+                blocks = torch.arange(least, most, device=first.device).repeat_interleave(PARTS)
+                rows = (blocks[:, None] >= first).repeat_interleave(near.shape[2], 1)
+                true = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+                far[:, between] = torch.where(rows, true[:, : len(rows)], far[:, between])
+                made = [true[:, len(rows) :]]
+            made = [far, *made]
+        masses = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        return masses.unflatten(2, (len(first), -1)), first
 
-    def _near(self, ask: Ask, queries: Tensor, scaling: float, rotated: RotatedKeys, start: int, stop: int, origin: int) -> Tensor:
-        """Log masses ``[Hk, G * m, parts]`` of Blocks ``[start, stop)``, whose positions are counted from ``origin``."""
+    def _true(
+        self, ask: Ask, queries: Tensor, reference: Tensor, scaling: float, rotated: RotatedKeys, start: int, stop: int, origin: int
+    ) -> Tensor:
+        """Masses ``[Hk, parts, G * m]`` of Blocks ``[start, stop)`` at their true distance, positions counted from ``origin``."""
         rows = _rows(ask.rotated(queries, (ask.positions - origin).clamp(min=0)), len(rotated.heads))
         keys = [rotated.span(head, start, stop) for head in rotated.heads]
-        return self._ops.block_masses(rows, keys, PART_TOKENS, scaling, ask.softcap)
+        return self._ops.block_masses(rows, keys, PART_TOKENS, scaling, reference, ask.softcap)
 
-    def _far(self, ask: Ask, queries: Tensor, scaling: float, summary: LayerSummary, stop: int) -> Tensor:
-        """Log masses ``[Hk, G * m, parts]`` of Blocks ``[0, stop)``, all of whose keys stand at ``reach``."""
+    def _far(self, ask: Ask, queries: Tensor, reference: Tensor, scaling: float, summary: LayerSummary, stop: int) -> Tensor:
+        """Masses ``[Hk, parts, G * m]`` of Blocks ``[0, stop)``, all of whose keys stand at ``reach``."""
         rows = _rows(ask.rotated(queries, torch.full_like(ask.positions, self.config.reach)), summary.kv_heads)
         keys = [summary.span_keys(head, 0, stop) for head in range(summary.kv_heads)]
-        common = (rows.float() @ summary.centre[..., None]).mul_(scaling)
-        return self._ops.block_masses(rows, keys, PART_TOKENS, scaling, ask.softcap, common)
+        common = (rows.float() @ summary.centre[..., None])[..., 0] * scaling
+        return self._ops.block_masses(rows, keys, PART_TOKENS, scaling, reference, ask.softcap, common)
 
 
 def _tokens(ask: Ask, parts: Tensor) -> Tensor:
@@ -152,13 +152,37 @@ def _tokens(ask: Ask, parts: Tensor) -> Tensor:
     return tokens.masked_fill_(outside, -1)
 
 
-def _unread(masses: Tensor, chosen: Tensor, allowed: Tensor, layer: LayerKV) -> Estimate:
-    """What is left of ``masses [G, Hk, m, parts]``, which are overwritten, without the ``chosen [G, Hk, c]`` parts."""
+def _keep(masses: Tensor, allowed: Tensor) -> None:
+    """Set ``masses [Hk, parts, G, m]`` to 0 where not ``allowed [G, parts]``, without touching parts that all groups may have."""
+    some = (~allowed).any(0).nonzero()[:, 0]
+    if len(some):
+        masses[:, some] = masses[:, some] * allowed.T[some][None, :, :, None]
+
+
+def _drop(masses: Tensor, chosen: Tensor) -> None:
+    """Set ``masses [Hk, parts, G, m]`` of the ``chosen [G, Hk, c]`` parts to 0."""
+    heads, parts, groups, _ = masses.shape
+    head, group = (torch.arange(n, device=chosen.device) for n in (heads, groups))
+    rows = (head[:, None] * parts + chosen) * groups + group[:, None, None]
+    masses.view(-1, masses.shape[3]).index_fill_(0, rows[chosen >= 0], 0.0)
+
+
+def _shares(masses: Tensor) -> Tensor:
+    """Shares of all attention, what is attended anyway included, that parts of ``masses [Hk, parts, G, m]`` hold: the mean over the
+    queries and query heads of each KV head, fp32 ``[G, Hk, parts]``. A query that looks at its neighbours has little to say."""
+    weights = 1 / ((1 + masses.sum(1)) * masses.shape[3])
+    return torch.stack([torch.bmm(m.transpose(0, 1), w[..., None])[..., 0] for m, w in zip(masses, weights, strict=True)], dim=1)
+
+
+def _means(masses: Tensor, near: Tensor, layer: LayerKV) -> Attention:
+    """Attention to the mean values of parts, by ``masses [Hk, parts, G, m]`` relative to ``near [G, Hk, m]``."""
     if layer.value_means is None:
         raise RuntimeError("this layer keeps no mean values")
-    count = masses.shape[3]
-    masses.masked_fill_((_among(chosen, count) | ~allowed[:, None])[:, :, None], EMPTY)
-    return Estimate(masses, layer.value_means.slice(0, count // PARTS).flatten(0, 1))
+    heads, parts, groups, count = masses.shape
+    values = layer.value_means.slice(0, parts // PARTS).flatten(0, 1).float().transpose(0, 1)
+    total = masses.sum(1)
+    out = masses.flatten(2).transpose(1, 2) @ values / total.view(heads, -1, 1).clamp(min=TINIEST)
+    return Attention(out.view(heads, groups, count, -1).transpose(0, 1), total.transpose(0, 1).log() + near)
 
 
 def _among(chosen: Tensor, count: int) -> Tensor:
@@ -170,12 +194,6 @@ def _among(chosen: Tensor, count: int) -> Tensor:
 def _marked(candidates: Tensor) -> Tensor:
     """fp32 scores that are the same for all candidates, and -inf for the others."""
     return candidates.float().masked_fill(~candidates, EMPTY)
-
-
-def _by_group(masses: Tensor, groups: int) -> Tensor:
-    """``[Hk, G * m, parts]`` to ``[G, Hk, m, parts]``."""
-    split: Tensor = masses.unflatten(1, (groups, -1))
-    return split.transpose(0, 1)
 
 
 def _rows(queries: Tensor, kv_heads: int) -> Tensor:

@@ -19,9 +19,10 @@ from agent_memory_kernels import operations
 
 from ...attention.methods import Method, Sizes
 from ...attention.pieces import Piece
+from ...attention.recent_queries import RecentQueries
 from ...attention.region import LayerRule, Rotary
 from ...attention.selectors import Selection
-from ...attention.step import MemoryStep, RecentQueries
+from ...attention.step import MemoryStep
 from ...engine import CHUNK_TOKENS
 from ...kv_files import SegmentFiles
 from ...layer_step import LayerStep
@@ -135,7 +136,7 @@ class MassStep(MemoryStep):
         asking = [at for at, piece in enumerate(self.pieces) if not piece.dense]
         if asking:
             groups = [self._groups(rule.index, self.pieces[at], parts[at], self.method.sizes) for at in asking]
-            chosen = self._choose(rule, groups, self.kv.layers[rule.index])
+            chosen = self._choose(rule, groups, self.kv.layers[rule.index], self._nears(rule, groups))
             for at, one, selection in zip(asking, groups, chosen, strict=True):
                 self._count(rule.index, weights[at], selection, self.method.sizes, one.bounds.stops)
         return torch.cat([self._outputs(rule.index, one) for one in weights]).to(v.dtype)

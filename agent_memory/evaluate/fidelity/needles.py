@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ..haystack import FILLER
 from .documents import Document, Question
 from .keys import read_keys
+from .texts import texts_of
 
 CountTokens = Callable[[str], int]
 
@@ -53,7 +54,7 @@ class NeedleOptions:
         kind: of :data:`KINDS`.
         length: tokens of a document, questions not counted.
         facts: in one document; with ``single`` always one.
-        haystack: text file the prose is from; None repeats RULER's noise sentences.
+        haystack: file the prose is from, text or ``.jsonl``; None repeats RULER's noise sentences.
         keys: as :func:`.keys.read_keys` takes them.
         max_new_tokens: longest reply of one value; further values have room beside it.
         seed: of everything random; document ``i`` depends on it and on ``i`` alone.
@@ -162,16 +163,12 @@ def _values(rng: random.Random, count: int) -> list[str]:
 
 
 def prose_lines(file: Path) -> list[str]:
-    """Lines of a text file that have text, long ones sentence by sentence.
+    """Lines of the texts of a file that are not empty, long ones sentence by sentence.
 
     Raises:
         ConfigError: the file cannot be read, or has no text.
     """
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(f"the haystack file cannot be read: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for _, text in texts_of(file) for line in text.splitlines() if line.strip()]
     cut = [part for line in lines for part in ([line] if len(line) <= LONGEST_LINE else re.split(r"(?<=[.!?])\s+", line))]
     if not cut:
         raise ConfigError(f"the haystack file {file} has no text in it")

@@ -5,18 +5,14 @@ Knows files and token ids; does not know models or methods.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
 from .documents import Continuation, Document, Encode
-
-TEXT_KEYS = ("input", "context", "text")
-"""Keys under which a line of a ``.jsonl`` file holds a text: L-Eval's, LongBench's and InfiniteBench's, and the usual one."""
+from .texts import texts_of
 
 CHARACTERS = 12
 """Characters of a text that are read for each token wanted."""
@@ -59,7 +55,7 @@ def passages(options: PassageOptions, encode: Encode, lead: tuple[int, ...] = ()
         raise ConfigError("eval fidelity on loss reads text files: name them with --file PATH, once for each")
     if not 1 <= options.scored < options.length:
         raise ConfigError(f"{options.scored} scored tokens cannot be used; it must be between 1 and {options.length - 1}")
-    texts = [(name, text) for file in options.files for name, text in _texts(file)]
+    texts = [(name, text) for file in options.files for name, text in texts_of(file)]
     long_enough = [(name, text) for name, text in texts if len(encode(text[: CHARACTERS * options.length])) >= options.length]
     if not long_enough:
         raise ConfigError(f"none of {len(texts)} texts has {options.length} tokens")
@@ -91,27 +87,3 @@ def _slice(text: str, length: int, encode: Encode, rng: random.Random) -> tuple[
         if len(ids) >= length or not start:
             return start, ids[:length]
         starts = [other for other in starts if other < start]
-
-
-def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(file)!r} cannot be read as UTF-8 text: {error}") from error
-    if file.suffix != ".jsonl":
-        yield file.stem, text
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield f"{file.stem} {number}", _text_of(line, f"{file}, line {number}")
-
-
-def _text_of(line: str, place: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: {error.msg}; a .jsonl file holds one JSON object a line") from error
-    found = next((row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)), None) if isinstance(row, dict) else None
-    if found is None:
-        raise ConfigError(f"{place}: no text under any of the keys {', '.join(TEXT_KEYS)}")
-    return str(found)

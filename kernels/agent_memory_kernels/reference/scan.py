@@ -20,8 +20,11 @@ BLOCKS_HELD = 1024
 COLUMNS = 16
 """Columns of each of two planes of integers that a product of matrices takes no longer for than for fewer."""
 
-LOGITS_HELD = 1 << 19
+LOGITS_HELD = 1 << 18
 """Logits held at most, so that they stay in a CPU's cache until they are summed up."""
+
+HEAVIEST = 1e30
+"""Largest weight relative to a reference; thousands of them can be added up in fp32."""
 
 WIDEST = 32
 """The same of a single plane."""
@@ -64,43 +67,43 @@ def block_masses(
     keys: list[tuple[Tensor, Tensor]],
     part: int,
     scale: float,
+    reference: Tensor,
     softcap: float | None = None,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """Log of the unnormalised attention weight of the parts of each Block: log-sum-exp of logits over the keys of a part.
+    """Attention weights of the parts of each Block, relative to a reference: ``exp(logit - reference)``, summed over the keys of a part.
+
+    Keys are read in 8 bits and multiplied in fp32: a CPU multiplies so many rows in fp32 as fast, and the logits need no pass of their own.
 
     Args:
-        queries: ``[S, rows, d]``, rotated to where keys are; each is rounded to 127 steps of its own.
+        queries: ``[S, rows, d]``, rotated to where keys are.
         keys: for each key head int8 ``[n, block, d]``, and the fp32 step ``[n]`` of each Block's grid.
         part: keys of a part, a divisor of ``block``.
         scale: logit factor.
+        reference: fp32 ``[S, rows]``, a logit; best one that no sum of weights exceeds by far.
         softcap: logits become ``softcap * tanh(logits / softcap)``.
-        offset: fp32 ``[S, rows, 1]``, added to logits before the cap.
+        offset: fp32 ``[S, rows]``, added to logits before the cap.
 
     Returns:
-        ``[S, rows, n * block / part]`` fp32.
+        ``[S, n * block / part, rows]`` fp32, at most ``HEAVIEST``.
     """
     heads, rows, dim = queries.shape
-    asked = queries.float()
-    unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
-    columns, _ = _side_by_side([(asked / unit).round_()], 1, WIDEST)
-    width, (count, size, _) = columns.shape[3], keys[0][0].shape
-    step = min(count, max(1, min(BLOCKS_AT_ONCE, LOGITS_HELD // (size * width))))
+    columns = (queries.float() * scale).transpose(1, 2).contiguous()
+    count, size, _ = keys[0][0].shape
+    step = min(count, max(1, LOGITS_HELD // (size * rows)))
     parts = size // part
     out = torch.empty((heads, count * parts, rows), device=queries.device)
-    products = torch.empty((step * size, width), dtype=torch.int32, device=queries.device)
+    before = torch.zeros_like(reference) if offset is None else offset
     for head, (codes, steps) in enumerate(keys):
-        factor = (unit[head, :, 0] * scale)[None, None]
-        for at in range(0, count, step):
-            first = min(at, count - step)  # the last chunk overlaps: products of one shape share one compiled kernel
-            _multiply(codes[first : first + step].reshape(-1, dim), columns[head, :, 0], products)
-            logits = products[:, :rows].view(step, size, rows) * (steps[first : first + step, None, None] * factor)
-            if offset is not None:
-                logits += offset[head, :, 0]
+        added = before[head] - reference[head] if softcap is None else before[head]
+        for first in range(0, count, step):
+            stop = min(first + step, count)
+            some = (codes[first:stop].float() * steps[first:stop, None, None]).view(-1, dim)
+            logits = torch.addmm(added, some, columns[head])
             if softcap is not None:
-                logits.div_(softcap).tanh_().mul_(softcap)
-            torch.logsumexp(logits.view(step * parts, part, rows), 1, out=out[head, first * parts : (first + step) * parts])
-    return out.transpose(1, 2)
+                logits.div_(softcap).tanh_().mul_(softcap).sub_(reference[head])
+            torch.sum(logits.exp_().view(-1, part, rows), 1, out=out[head, first * parts : stop * parts])
+    return out.clamp_(max=HEAVIEST)
 
 
 def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:
