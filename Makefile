@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	OMP_NUM_THREADS=1 $(BIN)/agent-memory demo $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/agent-memory demo $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 # Kernels are tested in Triton's interpreter and compiled ahead of time by two versions of it; it comes for Linux only.
 $(TRITON): constraints.txt | $(STAMP)

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from agent_memory.attention.selectors import RecallSelector
 from agent_memory.attention.selectors.recall import RecallRule
-from agent_memory.demo.ask import ANSWER_TOKENS, is_right
+from agent_memory.demo.ask import is_right
 from agent_memory.demo.fill import Inventory, Plan, make_plan
 from agent_memory.demo.inventory import Package, Question, questions
+from agent_memory.demo.window_only import ANSWER_TOKENS
 from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session

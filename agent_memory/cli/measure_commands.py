@@ -16,8 +16,6 @@ from agent_memory.cli import fidelity_command, file_evaluations, shapes
 from agent_memory.cli.command import MODEL_OPTIONS, Call, command
 from agent_memory.cli.measuring import measuring_runtimes
 from agent_memory.errors import ConfigError
-from agent_memory.memory.sizes import parse_size
-from agent_memory.types import Budget
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,15 +36,17 @@ TASK_HELP = (
 
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
-    command(app, "demo", {})(demo)
+    command(app, "demo", {"model": MODEL_OPTIONS["model"]})(demo)
     command(app, "eval", {name: option for name, option in MODEL_OPTIONS.items() if name != "method"})(evaluate)
 
 
 def demo(
     call: Call,
-    tokens: Annotated[str, typer.Option(help="How long the memory gets; 1m is 1,000,000.")] = "200k",
-    store: Annotated[Path | None, typer.Option(help="Folder to keep the Store in.", show_default="a temporary one")] = None,
-    device: Annotated[str, typer.Option(help="Budget of the device Tier.")] = "192MiB",
+    tokens: Annotated[
+        str | None, typer.Option(help="How long the memory gets; 1m is 1,000,000.", show_default="200k; of a named model 12k")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder to keep the Store in.", show_default="./agent-memory-demo")] = None,
+    device: Annotated[str | None, typer.Option(help="Budget of the device Tier.", show_default="192MiB; of a named model 1GiB")] = None,
     host: Annotated[str, typer.Option(help="Budget of the host Tier.")] = "256MiB",
     plot: Annotated[Path, typer.Option(help="Picture to write, as PNG.")] = Path("agent-memory-demo.png"),
     seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
@@ -54,7 +54,8 @@ def demo(
     """See it work: an agent inventories this machine, is killed half-way, and answers questions about all of it."""
     from agent_memory.demo.run import DemoOptions, run_demo
 
-    options = DemoOptions(_tokens(tokens), store, Budget(parse_size(device), parse_size(host)), plot, seed)
+    model = call.locate_model() if call.settings.model else None
+    options = DemoOptions(model, None if tokens is None else _tokens(tokens), store, device, host, plot, seed)
     out = call.out
     call.quiet_libraries()
     with call.progress("filling the memory") as show:

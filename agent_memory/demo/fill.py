@@ -26,8 +26,6 @@ from .inventory import Package, installed, questions
 
 SESSION = "inventory"
 TENTHS = 10
-PROBES = 3
-"""Questions asked on a fork in each tenth of the history."""
 
 NO_PACKAGE = "there is no package"
 
@@ -36,16 +34,36 @@ Tell = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is looked up: every package, in batches that one tool call reads, with so many lines of noise each."""
+    """What is looked up: every package, in batches that one tool call reads, with so many lines of noise each.
+
+    Attributes:
+        packages: all of them.
+        batches: what each call reads.
+        lines: of noise around a record.
+        tokens: how long the memory gets.
+        calls: the model calls the tool by itself; otherwise its results are appended as if it had.
+        probes: questions asked on a fork in each tenth of the history.
+        plain: records are told in plain sentences.
+    """
 
     packages: tuple[Package, ...]
     batches: tuple[tuple[Package, ...], ...]
     lines: int
     tokens: int
+    calls: bool = True
+    probes: int = 3
+    plain: bool = False
 
 
-def make_plan(runtime: Runtime, tokens: int, per_call: int = 4) -> Plan:
-    """Spread ``tokens`` over every installed package; packages are looked up again, with other noise, if there are too few."""
+def make_plan(runtime: Runtime, tokens: int, per_call: int = 4, calls: bool = True, probes: int = 3, plain: bool = False) -> Plan:
+    """Spread ``tokens`` over every installed package; packages are looked up again, with other noise, if there are too few.
+
+    Args:
+        runtime: of the model.
+        tokens: how long the memory gets.
+        per_call: packages in a batch.
+        calls, probes, plain: of :class:`Plan`.
+    """
     packages = installed()
     sample = packages[:: max(1, len(packages) // 40)]
     lines = 2
@@ -56,7 +74,7 @@ def make_plan(runtime: Runtime, tokens: int, per_call: int = 4) -> Plan:
     while size(lines) * len(packages) < tokens * 0.97 and lines < 64:
         lines += 1
     batches = tuple(tuple(packages[i : i + per_call]) for i in range(0, len(packages), per_call))
-    return Plan(tuple(packages), batches, lines, tokens)
+    return Plan(tuple(packages), batches, lines, tokens, calls, probes, plain)
 
 
 class Inventory:
@@ -75,7 +93,7 @@ class Inventory:
         batch = self._batch.get(name)
         if batch is None:
             return f"{NO_PACKAGE} {name}"
-        layouts = [layout for layout in data.LAYOUTS if layout != "note"]
+        layouts = ["plain"] if self.plan.plain else [layout for layout in data.LAYOUTS if layout != "note"]
         rng = random.Random(f"{name} {self.round}")  # noqa: S311 - the same text for the same package
         return "\n".join(package.text(rng.choice(layouts), self.plan.lines) for package in batch)
 
@@ -91,13 +109,16 @@ def fill(runtime: Runtime, session: Session, plan: Plan, tell: Tell) -> None:
             ``{"call", "right"}`` for each tool call the model made.
     """
     inventory = Inventory(plan)
-    agent = Agent(runtime, [inventory.lookup], max_steps=2, max_new_tokens=64)
-    probes = _probe_points(plan.tokens, session.tokens)
+    agent = Agent(runtime, [inventory.lookup], max_steps=2, max_new_tokens=64) if plan.calls else None
+    probes = _probe_points(plan, session.tokens)
     done = _batches_done(session)
     while session.tokens < plan.tokens:
         inventory.round, index = divmod(done, len(plan.batches))
         batch = plan.batches[index]
-        _look_up(agent, session, batch, inventory, tell)
+        if agent is None:
+            _append(session, batch, inventory, tell)
+        else:
+            _look_up(agent, session, batch, inventory, tell)
         done += 1
         while probes and session.tokens >= probes[0]:
             _probe(runtime, session, plan, done, probes.pop(0), tell)
@@ -124,6 +145,14 @@ def _look_up(agent: Agent, session: Session, batch: Sequence[Package], inventory
         _tell_turns(session, tell)
 
 
+def _append(session: Session, batch: Sequence[Package], inventory: Inventory, tell: Tell) -> None:
+    """One request and the tool's result, without a reply of the model in between."""
+    session.append("user", data.lookup(batch[0].name))
+    _tell_turns(session, tell)
+    session.append("tool", inventory.lookup(batch[0].name), name="lookup")
+    _tell_turns(session, tell)
+
+
 def _tell_turns(session: Session, tell: Tell) -> None:
     turn = session.last_turn
     if turn is not None:
@@ -135,8 +164,9 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _probe_points(tokens: int, start: int) -> list[int]:
-    points = [int(tokens * (tenth + (probe + 0.5) / PROBES) / TENTHS) for tenth in range(TENTHS) for probe in range(PROBES)]
+def _probe_points(plan: Plan, start: int) -> list[int]:
+    tenths = (tenth + (probe + 0.5) / plan.probes for tenth in range(TENTHS) for probe in range(plan.probes))
+    points = [int(plan.tokens * tenth / TENTHS) for tenth in tenths]
     return [point for point in points if point > start]
 
 
@@ -144,7 +174,7 @@ def _probe(runtime: Runtime, session: Session, plan: Plan, done: int, point: int
     """Ask one question on a fork that is dropped, and tell the time to the first token of its answer."""
     known = [package for batch in plan.batches[: min(done, len(plan.batches))] for package in batch]
     rng = random.Random(point)  # noqa: S311 - reproducible
-    asked = questions(known, 1, rng) or questions(plan.packages, 1, rng)
+    asked = questions(known, 1, rng, plan.plain) or questions(plan.packages, 1, rng, plan.plain)
     with asked_on_a_fork(runtime, session, f"probe {point}") as child:
         started = time.perf_counter()
         pieces = child.stream(asked[0].text, max_new_tokens=2)
@@ -170,10 +200,13 @@ def main() -> None:
     parser.add_argument("tokens", type=int)
     parser.add_argument("device")
     parser.add_argument("host")
+    parser.add_argument("how")
+    parser.add_argument("--model")
     args = parser.parse_args()
-    with Runtime.load(store=args.store, budget=Budget(device=args.device, host=args.host)) as runtime:
+    with Runtime.load(args.model, store=args.store, budget=Budget(device=args.device, host=args.host)) as runtime:
         with runtime.session(SESSION) as session:
-            fill(runtime, session, make_plan(runtime, args.tokens), lambda event: print(json.dumps(event), flush=True))
+            plan = make_plan(runtime, args.tokens, **json.loads(args.how))
+            fill(runtime, session, plan, lambda event: print(json.dumps(event), flush=True))
 
 
 if __name__ == "__main__":

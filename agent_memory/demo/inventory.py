@@ -29,9 +29,12 @@ class Package:
     noise: tuple[str, ...]
 
     def text(self, layout: str, lines: int) -> str:
-        """A tool output: its record among ``lines`` lines of noise."""
+        """A tool output: its record, in a layout of the pocket model's or in ``plain`` sentences, among ``lines`` lines of noise."""
         before = lines // 2
-        record = data.render(data.Record(self.name, self.fields), layout)
+        if layout == "plain":
+            record = "\n".join(f"The {field} of {self.name} is {value}." for field, value in self.fields.items())
+        else:
+            record = data.render(data.Record(self.name, self.fields), layout)
         return "\n".join([*self.noise[:before], record, *self.noise[before:lines]])
 
 
@@ -65,8 +68,15 @@ def installed() -> list[Package]:
     return packages
 
 
-def questions(packages: Sequence[Package], count: int, rng: random.Random) -> list[Question]:
-    """Questions about ``count`` different packages, each about a value that few packages share."""
+def questions(packages: Sequence[Package], count: int, rng: random.Random, plain: bool = False) -> list[Question]:
+    """Questions about ``count`` different packages, each about a value that few packages share.
+
+    Args:
+        packages: to ask about.
+        count: how many.
+        rng: which.
+        plain: none whose answer the question contains.
+    """
     shared = Counter((field, value) for package in packages for field, value in package.fields.items())
     most = max(1, int(RARE * len(packages)))
     asked: list[Question] = []
@@ -74,7 +84,9 @@ def questions(packages: Sequence[Package], count: int, rng: random.Random) -> li
         rare = sorted(field for field, value in package.fields.items() if shared[field, value] <= most)
         if rare and len(asked) < count:
             field = rng.choice(rare)
-            asked.append(Question(package.name, field, package.fields[field]))
+            question = Question(package.name, field, package.fields[field])
+            if not plain or question.value.casefold() not in question.text.casefold():
+                asked.append(question)
     return asked
 
 

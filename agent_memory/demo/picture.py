@@ -8,13 +8,16 @@ from typing import Any
 BINS = 5
 
 
-def draw(answers: list[tuple[int, bool, bool]], latencies: list[tuple[int, float]], result: dict[str, Any], path: Path) -> Path:
+def draw(
+    answers: list[tuple[int, bool, bool]], latencies: list[tuple[int, float]], result: dict[str, Any], window: int, path: Path
+) -> Path:
     """Write the picture.
 
     Args:
         answers: tokens ago, right with memory, right without.
         latencies: tokens in memory, seconds to the first token.
         result: the demo's figures, for the title.
+        window: of the model.
         path: PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,13 +34,13 @@ def draw(answers: list[tuple[int, bool, bool]], latencies: list[tuple[int, float
     left.set_xticks(list(places), _labels(width, groups), fontsize=8)
     left.set_ylim(0, 1.05)
     left.set_xlabel("thousand tokens ago")
-    left.set_ylabel("exact answers")
+    left.set_ylabel("right answers")
     left.legend()
     right.plot([tokens / 1000 for tokens, _ in latencies], [seconds * 1000 for _, seconds in latencies], "o", color="#1f5fa8")
     right.set_ylim(bottom=0)
     right.set_xlabel("thousand tokens in memory")
     right.set_ylabel("first answer token, ms")
-    figure.suptitle(f"{result['right']} of {result['questions']} right over {result['tokens']:,} tokens, window 512")
+    figure.suptitle(f"{result['right']} of {result['questions']} right over {result['tokens']:,} tokens, window {window:,}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path

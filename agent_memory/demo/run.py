@@ -5,6 +5,7 @@ Knows the order of things and what is printed; each thing itself is done elsewhe
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -12,25 +13,31 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from .. import pocket
+from ..errors import ConfigError
 from ..memory.sizes import parse_size
 from ..runtime import Runtime
 from ..session import Session
 from ..types import Budget
-from .ask import Asked, ask
+from .ask import Asked, Examiner
 from .fill import SESSION, TENTHS, Plan, acknowledged, fill, make_plan, text_hash
 from .inventory import Question, questions
 
 OLD = 100_000
 """Tokens after which a record counts as old."""
 QUESTIONS = 20
+FEWER = 16
+"""Questions to a named model."""
+
+STORE = Path("agent-memory-demo")
+"""Where a Store is kept by default; a number follows where there is one already."""
 
 Say = Callable[[str], None]
 
@@ -40,18 +47,65 @@ class DemoOptions:
     """What the demo does.
 
     Attributes:
-        tokens: how long the memory gets.
-        store: folder; a temporary one by default.
-        budget: bytes for each Tier.
+        model: folder or file of a model that was not taught this task: tool results are appended without calls, records are plain
+            sentences, an answer is right if it contains the value; None is the pocket model.
+        tokens: how long the memory gets; by default 200,000, and 12,000 of a named model.
+        store: folder, which is kept.
+        device: bytes of the device Tier; by default 192 MiB, and 1 GiB of a named model.
+        host: bytes of the host Tier.
         plot: picture to write.
         seed: of the questions.
     """
 
-    tokens: int = 200_000
+    model: str | None = None
+    tokens: int | None = None
     store: Path | None = None
-    budget: Budget = field(default_factory=lambda: Budget(device="192MiB", host="256MiB"))
+    device: int | str | None = None
+    host: int | str = "256MiB"
     plot: Path = Path("agent-memory-demo.png")
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The options, with what is derived from them."""
+
+    model: str | None
+    tokens: int
+    store: Path
+    budget: Budget
+    seed: int
+
+    @classmethod
+    def of(cls, options: DemoOptions) -> Setting:
+        """Defaults for what is not given."""
+        named = options.model is not None
+        budget = Budget(device=options.device or ("1GiB" if named else "192MiB"), host=options.host)
+        tokens = options.tokens or (12_000 if named else 200_000)
+        return cls(options.model, tokens, _free(options.store), budget, options.seed)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """See :class:`.fill.Plan`: a real model takes seconds for what the pocket model does in a hundredth."""
+        return {} if self.model is None else {"per_call": 1, "calls": False, "probes": 1, "plain": True}
+
+    @property
+    def questions(self) -> int:
+        """How many are asked."""
+        return QUESTIONS if self.model is None else FEWER
+
+
+def _free(store: Path | None) -> Path:
+    """The folder of the Store.
+
+    Raises:
+        ConfigError: it is there already: what the demo counts must be its own.
+    """
+    if store is None:
+        return next(path for path in chain([STORE], (Path(f"{STORE}-{n}") for n in count(2))) if not path.exists())
+    if store.exists() and any(store.iterdir()):
+        raise ConfigError(f"the demo fills a Store of its own, and {str(store)!r} is not empty; name another folder")
+    return store
 
 
 @dataclass(slots=True)
@@ -87,30 +141,41 @@ def run_demo(options: DemoOptions, say: Say, progress: Callable[[int, int], None
         say: prints one line for people.
         progress: told tokens in memory, and tokens wanted.
     """
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="agent-memory-demo-") as folder:
-        store = options.store or Path(folder) / "store"
-        log = Log()
-        killed = _fill_and_kill(store, options, log, say, progress)
-        with Runtime.load(store=store, budget=options.budget) as runtime:
-            _warm(runtime)
-            before = _rss()
-            with runtime.session(SESSION) as session:
-                lost = _lost(session, log)
-                say(f"killed with SIGKILL at {killed:,} tokens; reopened with {session.tokens:,}; acknowledged turns missing: {lost}")
-                plan = make_plan(runtime, options.tokens)
-                fill(runtime, session, plan, _both(log, session, options.tokens, progress))
-                asked = _ask_all(runtime, session, plan, options, say)
-                result = _sum_up(options, session, log, asked, lost, before, time.perf_counter() - started)
-                result["in_window_exact"] = pocket.in_window_exact()
-    result["plot"] = str(_draw(result, asked, log, options.plot))
+    started, log, setting = time.perf_counter(), Log(), Setting.of(options)
+    killed = _fill_and_kill(setting, log, say, progress)
+    with Runtime.load(setting.model, store=setting.store, budget=setting.budget) as runtime:
+        _warm(runtime)
+        before = _rss()
+        with runtime.session(SESSION) as session:
+            lost = _lost(session, log)
+            say(f"killed with SIGKILL at {killed:,} tokens; reopened with {session.tokens:,}; acknowledged turns missing: {lost}")
+            plan = make_plan(runtime, setting.tokens, **setting.how)
+            fill(runtime, session, plan, _both(log, session, setting.tokens, progress))
+            asked = _ask_all(runtime, session, plan, setting, say)
+            result = _sum_up(setting, session, log, asked, lost, before, time.perf_counter() - started)
+            window = runtime.window
+    if setting.model is None:
+        result["in_window_exact"] = pocket.in_window_exact()
+    result["plot"] = str(_draw(result, asked, log, window, options.plot))
+    _tell_where(setting, say)
     return result
 
 
-def _fill_and_kill(store: Path, options: DemoOptions, log: Log, say: Say, progress: Callable[[int, int], None] | None) -> int:
+def _tell_where(setting: Setting, say: Say) -> None:
+    """How to look at what was made."""
+    given = f" --store {setting.store}"
+    model = "" if setting.model is None else f" --model {setting.model}"
+    say(f"the memory is kept in {setting.store}; look at it:")
+    for line in (f"show {SESSION}{given}", f"recall {SESSION}{given} --last 3", f"chat {SESSION}{given}{model}"):
+        say(f"  agent-memory {line}")
+
+
+def _fill_and_kill(setting: Setting, log: Log, say: Say, progress: Callable[[int, int], None] | None) -> int:
     """A child fills the first half and is killed without warning; returns the tokens it had acknowledged."""
-    say(f"an agent looks up every package installed here, until {options.tokens:,} tokens are in memory")
-    arguments = [str(store), str(options.tokens), str(options.budget.device), str(options.budget.host)]
+    say(f"an agent looks up every package installed here, until {setting.tokens:,} tokens are in memory")
+    budget = (str(setting.budget.device), str(setting.budget.host))
+    arguments = [str(setting.store), str(setting.tokens), *budget, json.dumps(setting.how)]
+    arguments += [] if setting.model is None else ["--model", setting.model]
     command = [sys.executable, "-m", "agent_memory.demo.fill", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own module
     if child.stdout is None:
@@ -118,8 +183,8 @@ def _fill_and_kill(store: Path, options: DemoOptions, log: Log, say: Say, progre
     for event in acknowledged(child.stdout):
         log.add(event)
         if progress is not None:
-            progress(log.tokens, options.tokens)
-        if log.tokens >= options.tokens // 2:
+            progress(log.tokens, setting.tokens)
+        if log.tokens >= setting.tokens // 2:
             break
     else:
         _, errors = child.communicate()
@@ -166,19 +231,19 @@ def _both(log: Log, session: Session, tokens: int, progress: Callable[[int, int]
     return tell
 
 
-def _ask_all(runtime: Runtime, session: Session, plan: Plan, options: DemoOptions, say: Say) -> list[Asked]:
+def _ask_all(runtime: Runtime, session: Session, plan: Plan, setting: Setting, say: Say) -> list[Asked]:
     """Half the questions about records more than ``OLD`` tokens ago, half about newer ones, in random order."""
     holders = _holders(session, plan)
-    rng = random.Random(options.seed)  # noqa: S311 - reproducible
+    rng = random.Random(setting.seed)  # noqa: S311 - reproducible
     border = session.tokens - OLD if session.tokens > 2 * OLD else session.tokens // 2
     known = [package for package in plan.packages if package.name in holders]
-    old = questions([p for p in known if holders[p.name] < border], QUESTIONS // 2, rng)
-    new = questions([p for p in known if holders[p.name] >= border], QUESTIONS - len(old), rng)
+    old = questions([p for p in known if holders[p.name] < border], setting.questions // 2, rng, plan.plain)
+    new = questions([p for p in known if holders[p.name] >= border], setting.questions - len(old), rng, plan.plain)
     chosen: list[Question] = [*old, *new]
     rng.shuffle(chosen)
-    asked = []
+    examiner, asked = Examiner(runtime, session, plan.plain), []
     for question in chosen:
-        asked.append(ask(runtime, session, question, holders[question.package]))
+        asked.append(examiner.ask(question, holders[question.package]))
         _say_answer(asked[-1], say)
     return asked
 
@@ -206,12 +271,13 @@ def _say_answer(asked: Asked, say: Say) -> None:
         share = "" if hit.score is None else f"{hit.score:.1%} of the attention, "
         say(f"       recalled turn {hit.turn} ({hit.role}), {hit.tokens_ago:,} tokens ago, {share}from {hit.tier}")
     say(f"       without memory: {asked.plain_answer.strip()!r} ({plain})")
+    if asked.in_window_right is not None:
+        say(f"       with the record in the model's window: {'right' if asked.in_window_right else 'wrong'}")
 
 
-def _sum_up(
-    options: DemoOptions, session: Session, log: Log, asked: list[Asked], lost: int, rss_before: int, seconds: float
-) -> dict[str, Any]:
-    old = [one for one in asked if one.tokens_ago > min(OLD, options.tokens // 2)]
+def _sum_up(setting: Setting, session: Session, log: Log, asked: list[Asked], lost: int, rss_before: int, seconds: float) -> dict[str, Any]:
+    old = [one for one in asked if one.tokens_ago > min(OLD, setting.tokens // 2)]
+    known = [one.in_window_right for one in asked if one.in_window_right is not None]
     return {
         "tokens": session.tokens,
         "questions": len(asked),
@@ -220,14 +286,16 @@ def _sum_up(
         "old_right": sum(one.right for one in old),
         "old_right_without_memory": sum(one.plain_right for one in old),
         "right_without_memory": sum(one.plain_right for one in asked),
+        **({"right_in_window": sum(known)} if known else {}),
+        "store": str(setting.store),
         "lost_turns": lost,
         "tool_calls": log.calls,
         "tool_calls_right": log.right_calls,
-        "latency_ratio": _latency_ratio(log, options.tokens),
+        "latency_ratio": _latency_ratio(log, setting.tokens),
         "seconds": round(seconds, 1),
         "peak_rss_bytes": _peak_rss(),
         "rss_growth_bytes": max(0, _peak_rss() - rss_before),
-        "budget_bytes": parse_size(options.budget.device) + parse_size(options.budget.host),
+        "budget_bytes": parse_size(setting.budget.device) + parse_size(setting.budget.host),
     }
 
 
@@ -241,8 +309,8 @@ def _latency_ratio(log: Log, tokens: int) -> float | None:
     return round(statistics.median(tenths[TENTHS - 1]) / statistics.median(tenths[1]), 3)
 
 
-def _draw(result: dict[str, Any], asked: list[Asked], log: Log, path: Path) -> Path:
+def _draw(result: dict[str, Any], asked: list[Asked], log: Log, window: int, path: Path) -> Path:
     from .picture import draw
 
     answers = [(one.tokens_ago, one.right, one.plain_right) for one in asked]
-    return draw(answers, [(probe["tokens"], probe["seconds"]) for probe in log.probes], result, path)
+    return draw(answers, [(probe["tokens"], probe["seconds"]) for probe in log.probes], result, window, path)

@@ -217,10 +217,12 @@ class SessionKV:
             self.saved = blocks
 
     def close(self) -> None:
-        """Give the cache back what this Session held."""
+        """Give the cache back what this Session held, and free the rest: what reads keys refers to them and they to it, so that they would
+        stay in memory until Python looks for cycles."""
         self.cache.release(self.uids)
         self._names.truncate(0)
         self.cache.discount(self)
+        self.layers.clear()
 
     def stored(self, first: int, last: int) -> dict[str, Tensor]:
         """Tensors of Blocks ``[first, last)`` as a Segment holds them: ``layers.N.kv`` and the summaries, leading dimension Blocks.

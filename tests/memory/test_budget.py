@@ -70,6 +70,18 @@ def test_a_host_without_slots_reports_too() -> None:
     assert cache.stats()["over_budget_bytes"] == cache.stats()["beside_bytes"] == 0
 
 
+def test_what_a_closed_session_held_is_freed_at_once() -> None:
+    """Forks that waited for Python to look for cycles once filled 13 GB with their windows."""
+    layout = KVLayout((1,), (8,), "float32")
+    kv = SessionKV(layout, KVPlan(32, None, (True,)), TieredCache(layout, Budget(device="1MiB", host="1MiB")), Disk())
+    gone = weakref.ref(kv.layers[0].window)
+    gc.disable()
+    kv.close()
+    del kv
+    gc.enable()
+    assert gone() is None
+
+
 @pytest.mark.parametrize("kv_heads", [1, 3])
 def test_a_session_counts_its_windows_and_summaries_until_it_is_closed(kv_heads: int) -> None:
     layout = KVLayout((kv_heads, kv_heads), (8, 8), "float32")
