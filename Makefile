@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 TRITON := .venv/.triton
 SMOLLM2 := .venv/.smollm2
 
-.PHONY: install demo test test-gpu aot campaigns bench check
+.PHONY: install demo test test-gpu aot campaigns real-model bench check
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -46,6 +46,10 @@ aot: install $(TRITON)
 
 campaigns: install $(SMOLLM2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m campaign $(ARGS)
+
+# Measurements on real weights, for hours; DATA is a folder of public files (benchmarks/real_model.py says which).
+real-model: install $(SMOLLM2)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_model.py --data "$(DATA)" $(ARGS)
 
 test-gpu: install $(TRITON)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \

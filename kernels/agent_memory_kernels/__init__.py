@@ -66,17 +66,17 @@ class Operations(Protocol):
         """The best product each query has with any key of each Block."""
         ...
 
-    def block_masses(
+    def key_weights(
         self,
         queries: Tensor,
-        keys: list[tuple[Tensor, Tensor]],
-        part: int,
+        keys: tuple[Tensor, Tensor],
         scale: float,
         reference: Tensor,
+        out: Tensor,
         softcap: float | None = None,
         offset: Tensor | None = None,
-    ) -> Tensor:
-        """Attention weights of the parts of each Block, relative to a reference."""
+    ) -> None:
+        """Attention weights of keys, relative to a reference."""
         ...
 
     def block_bounds(self, queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .reference import attend_alone, block_bounds, block_masses, block_maxima, column_mass, echo, merge, score, select, vote
+from .reference import attend_alone, block_bounds, block_maxima, column_mass, echo, key_weights, merge, score, select, vote
 
 __all__ = [
     "attend",
     "attend_alone",
     "block_bounds",
-    "block_masses",
     "block_maxima",
     "column_mass",
     "echo",
+    "key_weights",
     "merge",
     "score",
     "select",

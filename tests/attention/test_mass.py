@@ -1,4 +1,4 @@
-"""The default rule of ``recall``: masses at true distances, each KV head its own parts, and means for what is not read."""
+"""The default rule of ``recall``: masses at true distances, each KV head its own tokens, and means for what is not read."""
 
 from __future__ import annotations
 
@@ -84,19 +84,18 @@ def weights(keys: Tensor, queries: Tensor, position: int, reach: int) -> Tensor:
 
 
 @pytest.mark.parametrize("reach", [2000, 500])
-def test_the_parts_with_the_largest_mass_are_chosen(reach):
+def test_the_tokens_with_the_largest_mass_are_chosen(reach):
     keys, values, queries = made(1600)
     config = MassConfig(tokens=128, blocks=50, reach=reach)
     layer = layer_of(keys, values, config.period)
     (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer)
     shares = weights(keys, queries, 1600, reach)[:, 32:].softmax(-1).unflatten(0, (KV, -1)).mean(1)
-    by_part = shares.unflatten(1, (-1, PART_TOKENS)).sum(-1)
     for head in range(KV):
         tokens = chosen.tokens[0, head]
         tokens = tokens[tokens >= 0] - 32
-        best = by_part[head].topk(128 // PART_TOKENS).values.sum()
+        best = shares[head].topk(128).values.sum()
         assert len(tokens) == 128
-        assert shares[head, tokens].sum() > 0.97 * best  # in 8 bits parts that are about equal change places
+        assert shares[head, tokens].sum() > 0.97 * best  # in 8 bits tokens that are about equal change places
     assert chosen.certified == "no" and not chosen.exact
 
 
@@ -173,26 +172,51 @@ def test_far_blocks_are_not_estimated():
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_masses_are_sums_of_weights_relative_to_a_reference(softcap):
+def test_weights_are_relative_to_a_reference(softcap):
     random = torch.Generator().manual_seed(1)
     codes = torch.randint(-127, 128, (7, BLOCK, DIM), generator=random, dtype=torch.int8)
     steps = torch.rand(7, generator=random) / 40
-    queries = torch.randn((1, 5, DIM), generator=random)
-    offset, reference = torch.randn((2, 1, 5), generator=random)
-    made = operations().block_masses(queries, [(codes, steps)], 8, SCALE, reference, softcap, offset)
+    queries = torch.randn((5, DIM), generator=random)
+    offset, reference = torch.randn((2, 5), generator=random)
+    made = torch.empty(7 * BLOCK, 5)
+    operations().key_weights(queries, (codes, steps), SCALE, reference, made, softcap, offset)
     keys = codes.double() * steps[:, None, None]
-    logits = torch.einsum("rd,nkd->rnk", queries[0].double(), keys) * SCALE + offset[0].double()[:, None, None]
+    logits = torch.einsum("rd,nkd->nkr", queries.double(), keys).flatten(0, 1) * SCALE + offset.double()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    expected = (logits - reference[0].double()[:, None, None]).exp().unflatten(2, (-1, 8)).sum(-1).flatten(1)
-    assert made.shape == (1, 28, 5)
-    torch.testing.assert_close(made[0].T.double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(made.double(), (logits - reference.double()).exp(), rtol=1e-4, atol=0)
 
 
 def test_weights_that_would_overflow_stay_numbers():
-    codes = torch.full((2, BLOCK, DIM), 127, dtype=torch.int8)
-    made = operations().block_masses(torch.ones(1, 1, DIM), [(codes, torch.ones(2))], 4, 1.0, torch.zeros(1, 1))
+    codes, made = torch.full((2, BLOCK, DIM), 127, dtype=torch.int8), torch.empty(2 * BLOCK, 1)
+    operations().key_weights(torch.ones(1, DIM), (codes, torch.ones(2)), 1.0, torch.zeros(1), made)
     assert bool(made.isfinite().all()) and bool(made.sum().isfinite())
+
+
+@pytest.mark.parametrize("reach", [2000, 500, 40])
+def test_groups_choose_as_they_do_alone(reach, monkeypatch):
+    """However many are looked at together, and wherever the border of what is far lies for each."""
+    keys, values, _ = made(1600)
+    queries = torch.cat([made(1, seed=seed)[2] for seed in range(5)])
+    config = MassConfig(tokens=128, blocks=20, reach=reach)
+    layer, stops = layer_of(keys, values, config.period), torch.tensor([1000, 1100, 1210, 1330, 1600])
+    bounds = Bounds(32, stops, np.zeros(50, bool), BLOCK)
+    turned, near = partial(rotated, rotary=ROTARY, layer=0), torch.zeros(5, KV, HEADS // KV)
+
+    def chosen(groups: slice, held: int):
+        monkeypatch.setattr("agent_memory.attention.selectors.mass.WEIGHTS_HELD", held)
+        some = Bounds(32, stops[groups], bounds.lost, BLOCK)
+        ask = Ask(queries[groups], 1, some, 0, turned, stops[groups, None], None, lambda: near[groups])
+        return MassSelector(config, operations()).select([ask], SCALE, layer)[0]
+
+    together, by_two = chosen(slice(0, 5), 1 << 30), chosen(slice(0, 5), 2 * 1600 * (HEADS // KV))
+    assert torch.equal(together.tokens, by_two.tokens)
+    for group in range(5):
+        alone = chosen(slice(group, group + 1), 1 << 20)
+        assert torch.equal(alone.tokens[0], together.tokens[group])
+        assert alone.unread is not None and together.unread is not None
+        torch.testing.assert_close(alone.unread.out[0], together.unread.out[group], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.unread.lse[0], together.unread.lse[group], rtol=1e-4, atol=1e-4)
 
 
 def test_rotated_keys_are_the_keys_at_their_places():

@@ -1,11 +1,11 @@
-"""``recall``, the default rule: each KV head reads the parts of Blocks that hold most of its query heads' attention.
+"""``recall``, the default rule: each KV head reads the tokens that hold most of its query heads' attention.
 
-Knows 8-bit keys of a layer; reads no Block. What is scored is attention mass: the sum of the softmax weights of keys, at the distances at
-which they stand when they are attended. Keys within ``reach`` of a query stand at their true distance, so that what is scored is what full
-attention would give them; keys further away are scored as if all of them stood at ``reach``, as InfLLM does with everything outside its
-window (arXiv 2402.04617, section 3.2). What is not read within ``reach`` still takes part: each part of a Block as the mean of its values,
-weighted by its mass. That is the mean value of SparQ (arXiv 2312.04985, section 3), for many small parts instead of one, as the estimation
-zone of RetroInfer (arXiv 2505.02922, section 4) does for clusters.
+Knows 8-bit keys of a layer; reads no Block. What is scored is attention mass: the softmax weight of a key, at the distance at which it
+stands when it is attended. Keys within ``reach`` of a query stand at their true distance, so that what is scored is what full attention
+would give them; keys further away are scored as if all of them stood at ``reach``, as InfLLM does with everything outside its window (arXiv
+2402.04617, section 3.2). What is not read within ``reach`` still takes part: each part of a Block (4 tokens) as the mean of its values,
+with the mass of those of its tokens that are not read. That is the mean value of SparQ (arXiv 2312.04985, section 3), for many small parts
+instead of one, as the estimation zone of RetroInfer (arXiv 2505.02922, section 4) does for clusters.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from agent_memory_kernels import Operations
 
 from ...errors import ConfigError
 from ...memory.layer_kv import Keeps, LayerKV
-from ...memory.rotated_keys import RotatedKeys
-from ...memory.summary import LayerSummary
 from ...memory.value_means import PART_TOKENS, PARTS
 from ...types import BLOCK_TOKENS
 from ..region import Attention
@@ -32,13 +30,16 @@ EMPTY = float("-inf")
 TINIEST = 1e-38
 """So much above 0 that it can be divided by."""
 
+WEIGHTS_HELD = 1 << 20
+"""Weights held at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class MassConfig:
     """How ``recall`` chooses.
 
     Attributes:
-        tokens: recalled tokens of each choice of a KV head, in parts of 4; a multiple of 32.
+        tokens: recalled tokens of each choice of a KV head; a multiple of 32.
         blocks: Blocks they are taken from at most, those with the largest mass: so many have to be brought from a slower Tier.
         reach: distance in tokens up to which keys are scored at their true distance.
         estimate_unread: attend to the mean values of parts within ``reach`` that are not read, too.
@@ -64,7 +65,7 @@ class MassConfig:
 
 
 class MassSelector:
-    """Chooses parts of Blocks by :class:`MassConfig`, for each KV head its own."""
+    """Chooses tokens by :class:`MassConfig`, for each KV head its own."""
 
     def __init__(self, config: MassConfig, ops: Operations) -> None:
         self.config, self._ops = config, ops
@@ -80,126 +81,145 @@ class MassSelector:
         if int(candidates.sum(1).max()) <= most:
             blocks = self._ops.select(_marked(candidates[:, None]), most)
             return Selection(ask.bounds.tokens(blocks), not ask.bounds.lost.any(), "memory", 0, blocks=blocks)
-        if ask.near is None:
-            raise RuntimeError("this ask does not know what is attended anyway")
-        near = ask.near()
-        masses, first = self._masses(ask, near, scaling, layer, candidates.shape[1])
-        starts = torch.arange(masses.shape[1], device=masses.device) * PART_TOKENS
-        stops = ask.bounds.stops[:, None]
-        allowed = candidates.repeat_interleave(PARTS, 1) & (starts < stops)
-        _keep(masses, allowed)
-        shares = _shares(masses)
-        chosen = self._best(shares, candidates, allowed)
-        scored = int(candidates.sum()) * BLOCK_TOKENS * shares.shape[1]
+        scan = _Scan(self.config, self._ops, ask, scaling, layer, candidates.shape[1])
+        found = [self._choose(scan, head, some, candidates, layer) for head in range(scan.heads) for some in scan.slices]
+        chosen, attention = zip(*found, strict=True)
+        scored = int(candidates.sum()) * BLOCK_TOKENS * scan.heads
         unread = None
         if self.config.estimate_unread:
-            _drop(masses, chosen)
-            _keep(masses, (starts >= first[:, None] * BLOCK_TOKENS) & (starts + PART_TOKENS <= stops))
-            unread = _means(masses, near, layer)
-        return Selection(_tokens(ask, chosen), False, "no", scored, unread=unread)
+            unread = Attention(*(_joined(parts, scan.heads) for parts in zip(*attention, strict=True)))
+        return Selection(_joined(chosen, scan.heads), False, "no", scored, unread=unread)
+
+    def _choose(self, scan: _Scan, head: int, groups: slice, candidates: Tensor, layer: LayerKV) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What some groups choose for one KV head: tokens ``[g, tokens]``, and attention ``[g, m, dv]`` to the rest and its log-sum-exp
+        ``[g, m]``, if that is wanted."""
+        weights, bounds = scan.weights(head, groups), scan.ask.bounds
+        tokens, stops = torch.arange(len(weights), device=weights.device), bounds.stops[groups, None]
+        allowed = candidates[groups].repeat_interleave(BLOCK_TOKENS, 1) & (tokens >= bounds.first) & (tokens < stops)
+        _keep(weights, allowed)
+        chosen = self._best(_shares(weights), candidates[groups], allowed)
+        if not self.config.estimate_unread:
+            return chosen, ()
+        _drop(weights, chosen)
+        parts = weights.unflatten(0, (-1, PART_TOKENS)).sum(1)
+        starts = tokens[::PART_TOKENS]
+        _keep(parts, (starts >= scan.first[groups, None] * BLOCK_TOKENS) & (starts + PART_TOKENS <= stops))
+        return chosen, _means(parts, scan.near[groups, head], layer, head)
 
     def _best(self, shares: Tensor, candidates: Tensor, allowed: Tensor) -> Tensor:
-        """Numbers of the chosen parts, int64 ``[G, Hk, c]`` ascending and padded with -1, by their ``shares [G, Hk, n * PARTS]``."""
-        by_block = shares.unflatten(2, (-1, PARTS)).sum(-1).masked_fill(~candidates[:, None], EMPTY)
-        blocks = self._ops.select(by_block, self.config.blocks)
-        within = _among(blocks, by_block.shape[2]).repeat_interleave(PARTS, 2) & allowed[:, None]
-        return self._ops.select(shares.masked_fill(~within, EMPTY), self.config.tokens // PART_TOKENS)
-
-    def _masses(self, ask: Ask, near: Tensor, scaling: float, layer: LayerKV, count: int) -> tuple[Tensor, Tensor]:
-        """Masses fp32 ``[Hk, parts, G, m]`` of the parts of Blocks ``[0, count)``, relative to what is attended anyway, whose log-sum-exp
-        is ``near [G, Hk, m]``; and int64 ``[G]``: the first Block that is scored at its true distance."""
-        summary, rotated = layer.summary, layer.rotated_keys
-        if summary is None or rotated is None:
-            raise RuntimeError("this layer keeps no keys to choose by")
-        queries, reference = ask.queries[:, :, -ask.asking :], near.transpose(0, 1).flatten(1)
-        # Blocks before ``first`` lie beyond ``reach``, seen from the last query of the group.
-        first = (ask.positions[:, -1] - self.config.reach + BLOCK_TOKENS).clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
-        least, most = min(int(first.min()), count), min(int(first.max()), count)
-        made = [self._true(ask, queries, reference, scaling, rotated, *piece) for piece in _periods(least, count, rotated.period)]
-        if most:
-            far = self._far(ask, queries, reference, scaling, summary, most)
-            if made and most > least:
-                between = slice(least * PARTS, most * PARTS)
-                blocks = torch.arange(least, most, device=first.device).repeat_interleave(PARTS)
-                rows = (blocks[:, None] >= first).repeat_interleave(near.shape[2], 1)
-                true = made[0] if len(made) == 1 else torch.cat(made, dim=1)
-                far[:, between] = torch.where(rows, true[:, : len(rows)], far[:, between])
-                made = [true[:, len(rows) :]]
-            made = [far, *made]
-        masses = made[0] if len(made) == 1 else torch.cat(made, dim=1)
-        return masses.unflatten(2, (len(first), -1)), first
-
-    def _true(
-        self, ask: Ask, queries: Tensor, reference: Tensor, scaling: float, rotated: RotatedKeys, start: int, stop: int, origin: int
-    ) -> Tensor:
-        """Masses ``[Hk, parts, G * m]`` of Blocks ``[start, stop)`` at their true distance, positions counted from ``origin``."""
-        rows = _rows(ask.rotated(queries, (ask.positions - origin).clamp(min=0)), len(rotated.heads))
-        keys = [rotated.span(head, start, stop) for head in rotated.heads]
-        return self._ops.block_masses(rows, keys, PART_TOKENS, scaling, reference, ask.softcap)
-
-    def _far(self, ask: Ask, queries: Tensor, reference: Tensor, scaling: float, summary: LayerSummary, stop: int) -> Tensor:
-        """Masses ``[Hk, parts, G * m]`` of Blocks ``[0, stop)``, all of whose keys stand at ``reach``."""
-        rows = _rows(ask.rotated(queries, torch.full_like(ask.positions, self.config.reach)), summary.kv_heads)
-        keys = [summary.span_keys(head, 0, stop) for head in range(summary.kv_heads)]
-        common = (rows.float() @ summary.centre[..., None])[..., 0] * scaling
-        return self._ops.block_masses(rows, keys, PART_TOKENS, scaling, reference, ask.softcap, common)
+        """The chosen tokens, int64 ``[g, tokens]`` ascending and padded with -1, by their ``shares [g, n * 32]``."""
+        by_block = shares.unflatten(1, (-1, BLOCK_TOKENS)).sum(-1).masked_fill(~candidates, EMPTY)
+        if self.config.blocks < by_block.shape[1]:
+            blocks = self._ops.select(by_block, self.config.blocks)
+            allowed = allowed & _among(blocks, by_block.shape[1]).repeat_interleave(BLOCK_TOKENS, 1)
+        return self._ops.select(shares.masked_fill(~allowed, EMPTY), self.config.tokens)
 
 
-def _tokens(ask: Ask, parts: Tensor) -> Tensor:
-    """Token indices ``[G, Hk, c * PART_TOKENS]`` of parts ``[G, Hk, c]``; -1 where padded or outside what may be chosen."""
-    tokens = (parts[..., None] * PART_TOKENS + torch.arange(PART_TOKENS, device=parts.device)).flatten(2)
-    outside = (tokens < ask.bounds.first) | (tokens >= ask.bounds.stops[:, None, None])
-    return tokens.masked_fill_(outside, -1)
+class _Scan:
+    """Weights of the keys of a layer for groups of queries, one KV head and some groups at a time, so that they stay in a CPU's cache.
+
+    Attributes:
+        ask: whose queries they are.
+        near: fp32 ``[G, Hk, m]``: log-sum-exp of what is attended anyway, which weights are relative to.
+        first: int64 ``[G]``: the first Block that is scored at its true distance; those before lie beyond ``reach``, seen from the last
+            query of the group.
+        heads: KV heads.
+        slices: groups that are looked at together.
+    """
+
+    def __init__(self, config: MassConfig, ops: Operations, ask: Ask, scaling: float, layer: LayerKV, count: int) -> None:
+        if ask.near is None or layer.summary is None or layer.rotated_keys is None:
+            raise RuntimeError("this layer keeps no keys to choose by, or the ask does not know what is attended anyway")
+        self.ask, self.near, self._ops, self._scaling = ask, ask.near(), ops, scaling
+        self._summary, self._rotated, self._count = layer.summary, layer.rotated_keys, count
+        groups, self.heads, rows = self.near.shape
+        self.first = (ask.positions[:, -1] - config.reach + BLOCK_TOKENS).clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
+        together = max(1, WEIGHTS_HELD // (count * BLOCK_TOKENS * rows))
+        self.slices = [slice(at, min(at + together, groups)) for at in range(0, groups, together)]
+        queries = ask.queries[:, :, -ask.asking :]
+        least = min(int(self.first.min()), count)
+        self._true = [
+            (start, stop, by_kv_head(ask.rotated(queries, (ask.positions - origin).clamp(min=0)), self.heads))
+            for start, stop, origin in _periods(least, count, layer.rotated_keys.period)
+        ]
+        self._far = None
+        if int(self.first.max()) > 0:
+            self._far = by_kv_head(ask.rotated(queries, torch.full_like(ask.positions, config.reach)), self.heads)
+
+    def weights(self, head: int, groups: slice) -> Tensor:
+        """fp32 ``[n * 32, g, m]``: ``exp(logit - near)`` of each key."""
+        reference = self.near[groups, head]
+        first = self.first[groups]
+        least, most = (min(int(edge), self._count) for edge in (first.min(), first.max()))
+        out = reference.new_empty((self._count * BLOCK_TOKENS, reference.numel()))
+        for start, stop, rows in self._true:
+            if stop > least:
+                at = max(start, least)
+                keys = self._rotated.span(head, at, stop)
+                self._write(rows[groups, head], keys, reference, out[at * BLOCK_TOKENS : stop * BLOCK_TOKENS])
+        if most and self._far is not None:
+            rows = self._far[groups, head].flatten(0, 1)
+            common = (rows.float() @ self._summary.centre[head]) * self._scaling
+            far = out[: most * BLOCK_TOKENS] if most == least else torch.empty_like(out[: most * BLOCK_TOKENS])
+            self._write(rows, self._summary.span_keys(head, 0, most), reference, far, common)
+            if most > least:
+                blocks = torch.arange(most, device=first.device).repeat_interleave(BLOCK_TOKENS)
+                beyond = (blocks[:, None] < first).repeat_interleave(reference.shape[1], 1)
+                out[: len(far)] = torch.where(beyond, far, out[: len(far)])
+        return out.view(-1, *reference.shape)
+
+    def _write(self, rows: Tensor, keys: tuple[Tensor, Tensor], reference: Tensor, out: Tensor, common: Tensor | None = None) -> None:
+        rows = rows.reshape(-1, rows.shape[-1])
+        self._ops.key_weights(rows, keys, self._scaling, reference.flatten(), out, self.ask.softcap, common)
 
 
-def _keep(masses: Tensor, allowed: Tensor) -> None:
-    """Set ``masses [Hk, parts, G, m]`` to 0 where not ``allowed [G, parts]``, without touching parts that all groups may have."""
+def _joined(parts: Sequence[Tensor], heads: int) -> Tensor:
+    """Parts ``[g, ...]`` of all groups, KV head by KV head, to ``[G, Hk, ...]``."""
+    each = len(parts) // heads
+    return torch.stack([torch.cat(list(parts[head * each : (head + 1) * each])) for head in range(heads)], dim=1)
+
+
+def _keep(weights: Tensor, allowed: Tensor) -> None:
+    """Set ``weights [n, g, m]`` to 0 where not ``allowed [g, n]``, without touching those that all groups may have."""
     some = (~allowed).any(0).nonzero()[:, 0]
     if len(some):
-        masses[:, some] = masses[:, some] * allowed.T[some][None, :, :, None]
+        weights[some] = weights[some] * allowed.T[some][..., None]
 
 
-def _drop(masses: Tensor, chosen: Tensor) -> None:
-    """Set ``masses [Hk, parts, G, m]`` of the ``chosen [G, Hk, c]`` parts to 0."""
-    heads, parts, groups, _ = masses.shape
-    head, group = (torch.arange(n, device=chosen.device) for n in (heads, groups))
-    rows = (head[:, None] * parts + chosen) * groups + group[:, None, None]
-    masses.view(-1, masses.shape[3]).index_fill_(0, rows[chosen >= 0], 0.0)
+def _drop(weights: Tensor, chosen: Tensor) -> None:
+    """Set ``weights [n, g, m]`` of the ``chosen [g, c]`` tokens to 0."""
+    groups = weights.shape[1]
+    rows = chosen * groups + torch.arange(groups, device=chosen.device)[:, None]
+    weights.view(-1, weights.shape[2]).index_fill_(0, rows[chosen >= 0], 0.0)
 
 
-def _shares(masses: Tensor) -> Tensor:
-    """Shares of all attention, what is attended anyway included, that parts of ``masses [Hk, parts, G, m]`` hold: the mean over the
-    queries and query heads of each KV head, fp32 ``[G, Hk, parts]``. A query that looks at its neighbours has little to say."""
-    weights = 1 / ((1 + masses.sum(1)) * masses.shape[3])
-    return torch.stack([torch.bmm(m.transpose(0, 1), w[..., None])[..., 0] for m, w in zip(masses, weights, strict=True)], dim=1)
+def _shares(weights: Tensor) -> Tensor:
+    """Shares of all attention, what is attended anyway included, that keys of ``weights [n, g, m]`` hold: the mean over the queries and
+    query heads of a KV head, fp32 ``[g, n]``. A query that looks at its neighbours has little to say."""
+    each = 1 / ((1 + weights.sum(0)) * weights.shape[2])
+    shares: Tensor = torch.bmm(weights.transpose(0, 1), each[..., None])[..., 0]
+    return shares
 
 
-def _means(masses: Tensor, near: Tensor, layer: LayerKV) -> Attention:
-    """Attention to the mean values of parts, by ``masses [Hk, parts, G, m]`` relative to ``near [G, Hk, m]``."""
+def _means(parts: Tensor, near: Tensor, layer: LayerKV, head: int) -> tuple[Tensor, Tensor]:
+    """Attention ``[g, m, dv]`` to the mean values of parts, by ``parts [n, g, m]`` relative to ``near [g, m]``, and its log-sum-exp."""
     if layer.value_means is None:
         raise RuntimeError("this layer keeps no mean values")
-    heads, parts, groups, count = masses.shape
-    values = layer.value_means.slice(0, parts // PARTS).flatten(0, 1).float().transpose(0, 1)
-    total = masses.sum(1)
-    out = masses.flatten(2).transpose(1, 2) @ values / total.view(heads, -1, 1).clamp(min=TINIEST)
-    return Attention(out.view(heads, groups, count, -1).transpose(0, 1), total.transpose(0, 1).log() + near)
+    values = layer.value_means.slice(0, len(parts) // PARTS)[:, :, head].flatten(0, 1).float()
+    total = parts.sum(0)
+    out = parts.flatten(1).T @ values / total.view(-1, 1).clamp(min=TINIEST)
+    return out.view(*total.shape, -1), total.log() + near
 
 
 def _among(chosen: Tensor, count: int) -> Tensor:
-    """Bool ``[G, Hk, count]``: which numbers are among ``chosen [G, Hk, c]``, padded with -1."""
-    marks = torch.zeros((*chosen.shape[:2], count + 1), dtype=torch.bool, device=chosen.device)
-    return marks.scatter_(2, chosen.masked_fill(chosen < 0, count), True)[..., :count]
+    """Bool ``[g, count]``: which numbers are among ``chosen [g, c]``, padded with -1."""
+    marks = torch.zeros((len(chosen), count + 1), dtype=torch.bool, device=chosen.device)
+    return marks.scatter_(1, chosen.masked_fill(chosen < 0, count), True)[:, :count]
 
 
 def _marked(candidates: Tensor) -> Tensor:
     """fp32 scores that are the same for all candidates, and -inf for the others."""
     return candidates.float().masked_fill(~candidates, EMPTY)
-
-
-def _rows(queries: Tensor, kv_heads: int) -> Tensor:
-    """``[G, H, T, d]`` to ``[Hk, G * m, d]``."""
-    rows: Tensor = by_kv_head(queries, kv_heads).transpose(0, 1).flatten(1, 2)
-    return rows
 
 
 def _periods(start: int, stop: int, period: int) -> list[tuple[int, int, int]]:

@@ -13,7 +13,7 @@ from .dense import (
     select,
     vote,
 )
-from .scan import BLOCKS_AT_ONCE, block_bounds, block_masses, block_maxima
+from .scan import BLOCKS_AT_ONCE, block_bounds, block_maxima, key_weights
 
 __all__ = [
     "BLOCKS_AT_ONCE",
@@ -23,10 +23,10 @@ __all__ = [
     "attend",
     "attend_alone",
     "block_bounds",
-    "block_masses",
     "block_maxima",
     "column_mass",
     "echo",
+    "key_weights",
     "merge",
     "score",
     "select",

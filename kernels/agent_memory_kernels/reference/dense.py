@@ -102,18 +102,16 @@ def select(votes: Tensor, count: int) -> Tensor:
     """
     n = votes.shape[-1]
     take = min(count, n)
-    if take < n:
-        order = _top_stable(votes, take)
-    else:
-        order = torch.arange(n, device=votes.device).expand(votes.shape)
-    chosen = order.masked_fill(torch.gather(votes, -1, order) == EMPTY, n)
-    chosen = chosen.sort(dim=-1).values
-    chosen = chosen.masked_fill(chosen == n, -1)
+    chosen = _top_stable(votes, take) if take < n else torch.arange(n, device=votes.device).expand(votes.shape)
+    none = torch.gather(votes, -1, chosen) == EMPTY
+    if bool(none.any()):
+        chosen = chosen.masked_fill(none, n).sort(dim=-1).values
+        chosen = chosen.masked_fill(chosen == n, -1)
     return torch.nn.functional.pad(chosen, (0, count - take), value=-1)
 
 
 def _top_stable(votes: Tensor, take: int) -> Tensor:
-    """Indices of the ``take`` largest; ties at the border go to lower indices whatever ``topk`` does.
+    """Indices of the ``take`` largest, ascending; ties at the border go to lower indices whatever ``topk`` does.
 
     The largest of many lie in the runs with the largest maxima, so that only those runs are looked at: a run is preferred to a later
     one with the same maximum as its members are to later ones of the same size.
@@ -125,20 +123,19 @@ def _top_stable(votes: Tensor, take: int) -> Tensor:
     maxima = votes[..., :whole].unflatten(-1, (-1, RUN)).amax(-1)
     if whole < n:
         maxima = torch.cat([maxima, votes[..., whole:].amax(-1, keepdim=True)], dim=-1)
-    runs = _top_stable(maxima, take).sort(dim=-1).values
-    index = (runs[..., None] * RUN + torch.arange(RUN, device=votes.device)).flatten(-2)
+    index = (_top_stable(maxima, take)[..., None] * RUN + torch.arange(RUN, device=votes.device)).flatten(-2)
     members = torch.gather(votes, -1, index.clamp(max=n - 1)).masked_fill_(index >= n, EMPTY)
     # What fills up the last run is never chosen: it comes after all else that is no vote.
     return torch.gather(index, -1, _top_few(members, take))
 
 
 def _top_few(votes: Tensor, take: int) -> Tensor:
-    floor = torch.topk(votes, take, dim=-1).values[..., -1:]
+    floor = torch.topk(votes, take, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above = votes > floor
     level = votes == floor
     room = take - above.sum(dim=-1, keepdim=True)
     keep = above | (level & (level.cumsum(dim=-1) <= room))
-    return keep.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :take]
+    return keep.nonzero()[:, -1].view(*votes.shape[:-1], take)
 
 
 def attend(

@@ -21,10 +21,10 @@ COLUMNS = 16
 """Columns of each of two planes of integers that a product of matrices takes no longer for than for fewer."""
 
 LOGITS_HELD = 1 << 18
-"""Logits held at most, so that they stay in a CPU's cache until they are summed up."""
+"""Logits held at most, so that they stay in a CPU's cache until their weights are known."""
 
-HEAVIEST = 1e30
-"""Largest weight relative to a reference; thousands of them can be added up in fp32."""
+LARGEST = 69.0
+"""Of a logit above its reference, that thousands of weights can be added up in fp32."""
 
 WIDEST = 32
 """The same of a single plane."""
@@ -62,48 +62,38 @@ def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale
     return out.mul_(unit * scale)
 
 
-def block_masses(
+def key_weights(
     queries: Tensor,
-    keys: list[tuple[Tensor, Tensor]],
-    part: int,
+    keys: tuple[Tensor, Tensor],
     scale: float,
     reference: Tensor,
+    out: Tensor,
     softcap: float | None = None,
     offset: Tensor | None = None,
-) -> Tensor:
-    """Attention weights of the parts of each Block, relative to a reference: ``exp(logit - reference)``, summed over the keys of a part.
+) -> None:
+    """Attention weights of keys, relative to a reference: ``exp(logit - reference)``.
 
     Keys are read in 8 bits and multiplied in fp32: a CPU multiplies so many rows in fp32 as fast, and the logits need no pass of their own.
 
     Args:
-        queries: ``[S, rows, d]``, rotated to where keys are.
-        keys: for each key head int8 ``[n, block, d]``, and the fp32 step ``[n]`` of each Block's grid.
-        part: keys of a part, a divisor of ``block``.
+        queries: ``[rows, d]``, rotated to where keys are.
+        keys: int8 ``[n, block, d]``, and the fp32 step ``[n]`` of each Block's grid.
         scale: logit factor.
-        reference: fp32 ``[S, rows]``, a logit; best one that no sum of weights exceeds by far.
+        reference: fp32 ``[rows]``, a logit; best one that no sum of weights exceeds by far.
+        out: fp32 ``[n * block, rows]``, contiguous.
         softcap: logits become ``softcap * tanh(logits / softcap)``.
-        offset: fp32 ``[S, rows]``, added to logits before the cap.
-
-    Returns:
-        ``[S, n * block / part, rows]`` fp32, at most ``HEAVIEST``.
+        offset: fp32 ``[rows]``, added to logits before the cap.
     """
-    heads, rows, dim = queries.shape
-    columns = (queries.float() * scale).transpose(1, 2).contiguous()
-    count, size, _ = keys[0][0].shape
-    step = min(count, max(1, LOGITS_HELD // (size * rows)))
-    parts = size // part
-    out = torch.empty((heads, count * parts, rows), device=queries.device)
+    codes, steps = keys
+    columns = (queries.float() * scale).T.contiguous()
     before = torch.zeros_like(reference) if offset is None else offset
-    for head, (codes, steps) in enumerate(keys):
-        added = before[head] - reference[head] if softcap is None else before[head]
-        for first in range(0, count, step):
-            stop = min(first + step, count)
-            some = (codes[first:stop].float() * steps[first:stop, None, None]).view(-1, dim)
-            logits = torch.addmm(added, some, columns[head])
-            if softcap is not None:
-                logits.div_(softcap).tanh_().mul_(softcap).sub_(reference[head])
-            torch.sum(logits.exp_().view(-1, part, rows), 1, out=out[head, first * parts : stop * parts])
-    return out.clamp_(max=HEAVIEST)
+    added = before - reference if softcap is None else before
+    step = max(1, LOGITS_HELD // (codes.shape[1] * len(queries)))
+    for some, grid, logits in zip(codes.split(step), steps.split(step), out.split(step * codes.shape[1]), strict=True):
+        torch.addmm(added, (some.float() * grid[:, None, None]).flatten(0, 1), columns, out=logits)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap).sub_(reference)
+        logits.clamp_(max=LARGEST).exp_()
 
 
 def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:
