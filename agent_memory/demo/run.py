@@ -80,7 +80,7 @@ class Setting:
     def of(cls, options: DemoOptions) -> Setting:
         """Defaults for what is not given."""
         named = options.model is not None
-        budget = Budget(device=options.device or ("1GiB" if named else "192MiB"), host=options.host)
+        budget = Budget(device=parse_size(options.device or ("1GiB" if named else "192MiB")), host=parse_size(options.host))
         tokens = options.tokens or (12_000 if named else 200_000)
         return cls(options.model, tokens, _free(options.store), budget, options.seed)
 
