@@ -1,6 +1,8 @@
-"""A byte-level tokenizer made on the spot, so that characters and stop strings fall apart over tokens."""
+"""A byte-level tokenizer made on the spot, so that characters and stop strings fall apart over tokens; and a user's cache folder."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -21,3 +23,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user's cache folder keeps what is ours."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "agent-memory"

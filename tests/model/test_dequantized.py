@@ -28,10 +28,7 @@ from tests.store.support import Child
 TEXTS = ["hello  hello.", " leading", "żółw 123\n\n<s>user", "Sphinx of black quartz"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "agent-memory"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -22,11 +22,7 @@ from tests.model.tiny_gguf import tiny_model, write_gguf
 from tests.promises.test_p07_full import small_disk
 from tests.store.support import Child
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "agent-memory"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -21,10 +21,7 @@ from tests.model.tiny_gguf import tiny_model, write_gguf
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "agent-memory"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

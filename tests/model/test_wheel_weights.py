@@ -20,10 +20,7 @@ from tests.model.tiny_gguf import tiny_model, write_gguf
 METADATA = "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\nRequires-Dist: no-such-project-at-all\n"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "agent-memory"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
