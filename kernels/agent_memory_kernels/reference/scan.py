@@ -23,6 +23,9 @@ COLUMNS = 16
 LOGITS_HELD = 1 << 18
 """Logits held at most, so that they stay in a CPU's cache until their weights are known."""
 
+BLOCKS_WIDENED = 64
+"""Blocks whose keys are widened to fp32 at a time, so that they stay in a CPU's cache until they are multiplied."""
+
 LARGEST = 69.0
 """Of a logit above its reference, that thousands of weights can be added up in fp32."""
 
@@ -88,7 +91,7 @@ def key_weights(
     columns = (queries.float() * scale).T.contiguous()
     before = torch.zeros_like(reference) if offset is None else offset
     added = before - reference if softcap is None else before
-    step = max(1, LOGITS_HELD // (codes.shape[1] * len(queries)))
+    step = min(BLOCKS_WIDENED, max(1, LOGITS_HELD // (codes.shape[1] * len(queries))))
     for some, grid, logits in zip(codes.split(step), steps.split(step), out.split(step * codes.shape[1]), strict=True):
         torch.addmm(added, (some.float() * grid[:, None, None]).flatten(0, 1), columns, out=logits)
         if softcap is not None:
