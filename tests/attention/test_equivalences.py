@@ -171,7 +171,9 @@ def test_the_positions_of_infllm_are_those_of_rerope(tokens):
     assert apart(merged(queries, one), merged(queries, other)) < 1e-5
 
 
-@pytest.mark.parametrize("spec", ["recall:score=max+rerope", "reattention+self_extend:neighbours=24:group=4", "streaming+dca:chunk=20:cap=30"])
+@pytest.mark.parametrize(
+    "spec", ["recall:score=max+rerope", "reattention+self_extend:neighbours=24:group=4", "streaming+dca:chunk=20:cap=30"]
+)
 def test_combinations_do_not_depend_on_the_cut(drive, session_ids, spec):
     method, ids = make_method(spec, WINDOW), session_ids[:688]
     one = drive(method).feed(ids)
