@@ -6,7 +6,7 @@ Knows keys, positions and rotation; does not know where keys come from or why th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -106,12 +106,7 @@ def attend(
 
 def attend_in_part(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Attention:
     """Attention of ``queries [G, H, T, d]`` to some of their keys; a layer's extra logits take no part in it yet."""
-    parts = _parts(queries, regions, rotary, rule.index)
-    done = [ops.attend(part.queries, part.keys, part.values, part.bias, rule.scaling, rule.softcap) for part in parts]
-    if len(done) == 1:
-        return Attention(*done[0])
-    outputs, lses = [out for out, _ in done], [lse for _, lse in done]
-    return Attention(ops.merge(outputs, lses, None), torch.logsumexp(torch.stack(lses), dim=0))
+    return Attention(*_merged(_parts(queries, regions, rotary, rule.index), replace(rule, sinks=None), ops))
 
 
 def with_sinks(attention: Attention, rule: LayerRule) -> Tensor:
@@ -273,9 +268,10 @@ def _rows(positions: Tensor, groups: int) -> Tensor:
 
 
 def _bias(visible: Tensor | None, share: int) -> Tensor | None:
-    """``[.., T, n]`` bool to ``[.., share * T, n]`` additive fp32: rows of a GQA group come query head by query head."""
+    """``[.., T, n]`` bool to ``[.., share * T, n]`` additive fp32: rows of a GQA group come query head by query head.
+    One row for all queries stays one."""
     bias = _additive(visible)
-    return bias if share == 1 or bias is None else bias.repeat(*([1] * (bias.dim() - 2)), share, 1)
+    return bias if share == 1 or bias is None or bias.shape[-2] == 1 else bias.repeat(*([1] * (bias.dim() - 2)), share, 1)
 
 
 def _additive(visible: Tensor | None) -> Tensor | None:

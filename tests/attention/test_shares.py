@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agent_memory.attention.methods import Method, make_method
-from agent_memory.attention.positions import Attended, TruePositions
+from agent_memory.attention.positions import Attended, TruePositions, WindowPositions
 from agent_memory.attention.recent_queries import RecentQueries
 from agent_memory.attention.region import Attention, LayerRule, attend, attend_with_last_weights, rotate_keys
 from agent_memory.attention.selectors import Ask, Selection
@@ -251,6 +251,19 @@ def test_keys_that_no_region_has_get_no_weight():
     assert [region.first for region in regions] == [2]
     _, weights = attend_with_last_weights(queries, regions, dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations(), 6)
     assert (weights.keys > 0).any(0).tolist() == [False, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_recalled_tokens_that_are_missing_are_missing_for_every_query(count):
+    """One row says so for all queries and query heads."""
+    tokens = torch.tensor([[[-1, 40, 41, 70, -1], [33, 40, 52, 71, 90], [-1, -1, 35, 36, 99]]])
+    queries, attended = case(tokens, torch.arange(200, 200 + count)[None])
+    regions = WindowPositions(4096).regions(replace(attended, recalled=5))
+    (region,) = regions
+    assert region.visible is not None and region.visible.shape[2] == 1
+    given = (dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations())
+    spread = [replace(region, visible=region.visible.expand(-1, -1, count, -1))]
+    torch.testing.assert_close(attend(queries, regions, *given), attend(queries, spread, *given))
 
 
 def test_what_is_not_read_has_a_share_where_it_is_estimated():

@@ -82,7 +82,15 @@ class MassSelector:
             blocks = self._ops.select(_marked(candidates[:, None]), most)
             return Selection(ask.bounds.tokens(blocks), not ask.bounds.lost.any(), "memory", 0, blocks=blocks)
         scan = _Scan(self.config, self._ops, ask, scaling, layer, candidates.shape[1])
-        found = [self._choose(scan, head, some, candidates, layer) for head in range(scan.heads) for some in scan.slices]
+        tokens, stops = torch.arange(scan.tokens, device=candidates.device), ask.bounds.stops[:, None]
+        allowed = candidates.repeat_interleave(BLOCK_TOKENS, 1) & (tokens >= ask.bounds.first) & (tokens < stops)
+        starts = tokens[::PART_TOKENS]
+        estimated = (starts >= scan.first[:, None] * BLOCK_TOKENS) & (starts + PART_TOKENS <= stops)
+        found = [
+            self._choose(scan, head, some, candidates[some], allowed[some], estimated[some], layer)
+            for head in range(scan.heads)
+            for some in scan.slices
+        ]
         chosen, attention = zip(*found, strict=True)
         scored = int(candidates.sum()) * BLOCK_TOKENS * scan.heads
         unread = None
@@ -90,20 +98,23 @@ class MassSelector:
             unread = Attention(*(_joined(parts, scan.heads) for parts in zip(*attention, strict=True)))
         return Selection(_joined(chosen, scan.heads), False, "no", scored, unread=unread)
 
-    def _choose(self, scan: _Scan, head: int, groups: slice, candidates: Tensor, layer: LayerKV) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _choose(
+        self, scan: _Scan, head: int, groups: slice, candidates: Tensor, allowed: Tensor, estimated: Tensor, layer: LayerKV
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What some groups choose for one KV head: tokens ``[g, tokens]``, and attention ``[g, m, dv]`` to the rest and its log-sum-exp
-        ``[g, m]``, if that is wanted."""
-        weights, bounds = scan.weights(head, groups), scan.ask.bounds
-        tokens, stops = torch.arange(len(weights), device=weights.device), bounds.stops[groups, None]
-        allowed = candidates[groups].repeat_interleave(BLOCK_TOKENS, 1) & (tokens >= bounds.first) & (tokens < stops)
+        ``[g, m]``, if that is wanted.
+
+        Blocks ``candidates [g, n]`` and their tokens ``allowed [g, n * 32]`` may be chosen; parts ``estimated [g, parts]`` may stand for
+        what is not.
+        """
+        weights = scan.weights(head, groups)
         _keep(weights, allowed)
-        chosen = self._best(_shares(weights), candidates[groups], allowed)
+        chosen = self._best(_shares(weights), candidates, allowed)
         if not self.config.estimate_unread:
             return chosen, ()
         _drop(weights, chosen)
         parts = weights.unflatten(0, (-1, PART_TOKENS)).sum(1)
-        starts = tokens[::PART_TOKENS]
-        _keep(parts, (starts >= scan.first[groups, None] * BLOCK_TOKENS) & (starts + PART_TOKENS <= stops))
+        _keep(parts, estimated)
         return chosen, _means(parts, scan.near[groups, head], layer, head)
 
     def _best(self, shares: Tensor, candidates: Tensor, allowed: Tensor) -> Tensor:
@@ -124,6 +135,7 @@ class _Scan:
         first: int64 ``[G]``: the first Block that is scored at its true distance; those before lie beyond ``reach``, seen from the last
             query of the group.
         heads: KV heads.
+        tokens: keys of each.
         slices: groups that are looked at together.
     """
 
@@ -131,10 +143,10 @@ class _Scan:
         if ask.near is None or layer.summary is None or layer.rotated_keys is None:
             raise RuntimeError("this layer keeps no keys to choose by, or the ask does not know what is attended anyway")
         self.ask, self.near, self._ops, self._scaling = ask, ask.near(), ops, scaling
-        self._summary, self._rotated, self._count = layer.summary, layer.rotated_keys, count
+        self._summary, self._rotated, self._count, self.tokens = layer.summary, layer.rotated_keys, count, count * BLOCK_TOKENS
         groups, self.heads, rows = self.near.shape
         self.first = (ask.positions[:, -1] - config.reach + BLOCK_TOKENS).clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
-        together = max(1, WEIGHTS_HELD // (count * BLOCK_TOKENS * rows))
+        together = max(1, WEIGHTS_HELD // (self.tokens * rows))
         self.slices = [slice(at, min(at + together, groups)) for at in range(0, groups, together)]
         queries = ask.queries[:, :, -ask.asking :]
         least = min(int(self.first.min()), count)
@@ -151,7 +163,7 @@ class _Scan:
         reference = self.near[groups, head]
         first = self.first[groups]
         least, most = (min(int(edge), self._count) for edge in (first.min(), first.max()))
-        out = reference.new_empty((self._count * BLOCK_TOKENS, reference.numel()))
+        out = reference.new_empty((self.tokens, reference.numel()))
         for start, stop, rows in self._true:
             if stop > least:
                 at = max(start, least)
