@@ -59,12 +59,12 @@ CAMPAIGNS = {
     ),
     "needles": Campaign(
         "are facts found, with memory made through a Session?",
-        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 32 --seed 2000 --modes made --no-mass",
+        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 32 --seed 3000 --modes made --no-mass",
         ("recall:attended=1024",),
     ),
     "needles-sizes": Campaign(
         "the same with other sizes, the bare default among them",
-        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 8 --seed 2000 --modes made --no-mass",
+        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 8 --seed 3000 --modes made --no-mass",
         ("recall:attended=512", "recall", "streaming:attended=1024"),
     ),
     "loss": Campaign(
@@ -81,7 +81,7 @@ CAMPAIGNS = {
     ),
     "mass": Campaign(
         "how much of the attention lies in what is chosen?",
-        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 4 --seed 2000 --modes read --no-replies",
+        "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 4 --seed 3000 --modes read --no-replies",
         ("recall:attended=1024",),
     ),
 }  # fmt: skip

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..types import KVLayout
 from .clusters import LayerClusters
 from .growing import GrowingRows
+from .parts import LayerParts
 from .representatives import LayerRepresentatives, RepresentativePlan
 from .rotated_keys import RotatedKeys
 from .summary import LayerSummary
-from .value_means import value_means
 from .window import LayerWindow
 
 
@@ -41,14 +41,14 @@ class Keeps:
         representatives: representatives of blocks.
         clusters_from: clusters of like keys, from so many tokens on.
         distances: keys rotated to their positions, counted from multiples of so many tokens.
-        value_means: mean values of the parts of each Block.
+        parts: mean values of parts of each Block, tokens with like keys.
     """
 
     every_key: bool = False
     representatives: RepresentativePlan | None = None
     clusters_from: int | None = None
     distances: int | None = None
-    value_means: bool = False
+    parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class LayerKV:
         self.rotated_keys = None
         if recalls and keeps.distances is not None and plan.rotate is not None:
             self.rotated_keys = RotatedKeys(heads, dim, keeps.distances, partial(plan.rotate, layer), device)
-        self.value_means = value_means(heads, dim, dtype, device) if recalls and keeps.value_means else None
+        self.parts = LayerParts(heads, dim, dtype, device) if recalls and keeps.parts else None
         self.representatives = (
             LayerRepresentatives(keeps.representatives, plan.query_heads[layer], dim, device)
             if recalls and keeps.representatives is not None
@@ -122,7 +122,7 @@ class LayerKV:
             self.clusters.truncate(length, self.summary.keys_of)
         if self.summary is not None:
             self.summary.truncate(self.sealed)
-        for rows in (self.every_key, self.rotated_keys, self.value_means):
+        for rows in (self.every_key, self.rotated_keys, self.parts):
             if rows is not None:
                 rows.truncate(self.sealed)
         if self.representatives is not None:
@@ -135,7 +135,7 @@ class LayerKV:
         twin.clusters = None if self.clusters is None else self.clusters.fork()
         twin.every_key = None if self.every_key is None else self.every_key.fork(self.sealed)
         twin.rotated_keys = None if self.rotated_keys is None else self.rotated_keys.fork(self.sealed)
-        twin.value_means = None if self.value_means is None else self.value_means.fork(self.sealed)
+        twin.parts = None if self.parts is None else self.parts.fork(self.sealed)
         twin.representatives = None if self.representatives is None else self.representatives.fork(length)
 
     @property
@@ -147,7 +147,7 @@ class LayerKV:
             self.clusters,
             self.every_key,
             self.rotated_keys,
-            self.value_means,
+            self.parts,
             self.representatives,
         )
         return self.sink.nbytes + sum(part.nbytes for part in kept if part is not None)

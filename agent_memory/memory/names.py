@@ -62,5 +62,4 @@ def _grown(array: np.ndarray, count: int, size: int) -> np.ndarray:
 
 def distinct(blocks: np.ndarray) -> np.ndarray:
     """The Block numbers in an array of any shape that are not padding (negative), int64 ascending."""
-    found = np.unique(blocks).astype(np.int64)
-    return found[found >= 0]
+    return np.flatnonzero(np.bincount(blocks[blocks >= 0]))  # numbers are small, so that this is faster than sorting

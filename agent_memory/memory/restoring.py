@@ -13,8 +13,8 @@ from torch import Tensor
 from ..types import BLOCK_TOKENS
 from .growing import GrowingRows
 from .layer_kv import LayerKV
+from .parts import LayerParts
 from .summary import LayerSummary
-from .value_means import NAME, means_of
 
 Read = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Keys and values ``[Hk, tokens, d]`` of the Blocks, in order and some at a time."""
@@ -31,21 +31,20 @@ def restore_layer(part: LayerKV, first: int, blocks: int, known: dict[str, Tenso
         lost: they are damaged, and nothing is known.
         read: reads the Blocks; used only where something has to be made again.
     """
-    summary, means = part.summary, part.value_means
+    summary, parts = part.summary, part.parts
     anew: list[GrowingRows | LayerSummary] = [] if part.every_key is None else [part.every_key]
     if summary is not None and not _restore_summary(summary, blocks, known, lost):
         anew.append(summary)
     if part.representatives is not None:
         part.representatives.load(first, known.get("representative"), blocks)
-    if means is not None and (lost or NAME in known):
-        means.append(torch.zeros((blocks, *means.row_shape)) if lost else known[NAME])
-        means = None
-    if anew or means is not None:
+    if parts is not None and _restore_parts(parts, blocks, known, lost):
+        parts = None
+    if anew or parts is not None:
         for k, v in read():
             for rows in anew:
                 rows.append(_by_block(k, BLOCK_TOKENS))
-            if means is not None:
-                means.append(means_of(_by_block(v, BLOCK_TOKENS)))
+            if parts is not None:
+                parts.append(_by_block(k, BLOCK_TOKENS), _by_block(v, BLOCK_TOKENS))
     if part.rotated_keys is not None and summary is not None:
         part.rotated_keys.append(summary.float_keys(first, first + blocks))
 
@@ -59,6 +58,14 @@ def _restore_summary(summary: LayerSummary, blocks: int, known: dict[str, Tensor
     else:
         return False
     return True
+
+
+def _restore_parts(parts: LayerParts, blocks: int, known: dict[str, Tensor], lost: bool) -> bool:
+    """Take up parts as they were written; False if there are none, and they have to be made again."""
+    if lost:
+        parts.append_blank(blocks)
+        return True
+    return parts.load(known)
 
 
 def _by_block(k: Tensor, size: int) -> Tensor:

@@ -19,10 +19,8 @@ from .block import BlockSource
 from .cache import TieredCache
 from .gathering import joined, write_blocks, write_tokens
 from .layer_kv import Gathered, KVPlan, LayerKV
-from .names import BlockNames
+from .names import BlockNames, distinct
 from .restoring import restore_layer
-from .value_means import NAME as VALUE_MEAN
-from .value_means import means_of
 
 
 class SessionKV:
@@ -100,8 +98,8 @@ class SessionKV:
         if part.rotated_keys is not None and part.summary is not None:
             # From the 8-bit keys, so that a Session that was reopened chooses by the same numbers.
             part.rotated_keys.append(part.summary.float_keys(len(part.rotated_keys), len(part.summary)))
-        if part.value_means is not None:
-            part.value_means.append(means_of(kv[:, 1]))
+        if part.parts is not None:
+            part.parts.append(kv[:, 0], kv[:, 1])
 
     def _name_blocks(self, count: int) -> None:
         missing = count - len(self._names)
@@ -163,28 +161,26 @@ class SessionKV:
         """
         size = self.layout.block_tokens
         numbers = tokens.div(size, rounding_mode="floor") if blocks is None else blocks
-        distinct, place = np.unique(numbers.cpu().numpy(), return_inverse=True)
-        padded = int(len(distinct) > 0 and distinct[0] < 0)
-        distinct = distinct[padded:]
-        if tokens.shape[0] > 1 and len(distinct) > self.cache.max_read(layer):
+        wanted = distinct(numbers.cpu().numpy())
+        if tokens.shape[0] > 1 and len(wanted) > self.cache.max_read(layer):
             half = tokens.shape[0] // 2
             first, second = (None, None) if blocks is None else (blocks[:half], blocks[half:])
             before = self.gather(layer, tokens[:half], out[:, :half], blocks=first, exact=exact)
             return joined(before, self.gather(layer, tokens[half:], out[:, half:], blocks=second, exact=exact))
-        self.ahead.read(layer, distinct, reply=not exact)
-        with self.cache.reading(layer, self.uids[distinct], distinct, self.source, exact=exact) as reading:
-            known = torch.cat([reading.slots.new_full((1,), -1), reading.slots]) if padded else reading.slots
-            slots = known[torch.from_numpy(place).to(self.device).view(numbers.shape)]
+        self.ahead.read(layer, wanted, reply=not exact)
+        with self.cache.reading(layer, self.uids[wanted], wanted, self.source, exact=exact) as reading:
+            slot_of = reading.slots.new_full((len(self.uids) + 1,), -1)
+            slot_of[torch.from_numpy(wanted).to(self.device)] = reading.slots
+            slots = slot_of[numbers]  # what is padded takes the last, which is nobody's
             if blocks is None:
                 write_tokens(reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size, out)
             else:
                 write_blocks(reading.pool, slots.clamp(min=0), out)
-            damaged = distinct[(reading.slots < 0).cpu().numpy()]
-            self.lost[damaged] = True
+            self.lost[wanted[(reading.slots < 0).cpu().numpy()]] = True
             valid = slots >= 0 if blocks is None else (slots >= 0).repeat_interleave(size, -1)
-            if padded or len(damaged):
+            if not bool(valid.all()):
                 out.masked_fill_(~valid[None, ..., None], 0.0)
-            return Gathered(valid, distinct, np.asarray(reading.tiers))
+            return Gathered(valid, wanted, np.asarray(reading.tiers))
 
     def _prefetch(self, layer: int, blocks: np.ndarray) -> None:
         blocks = blocks[blocks < self.saved]
@@ -237,11 +233,9 @@ class SessionKV:
                 if bool((reading.slots < 0).any()):
                     raise BlockDamaged(f"a block of [{first}, {last}) is damaged; repair the session")
                 tensors[f"layers.{layer}.kv"] = reading.pool[reading.slots]
-            for rows_of in (part.summary, part.representatives):
+            for rows_of in (part.summary, part.representatives, part.parts):
                 if rows_of is not None:
                     tensors.update({f"layers.{layer}.{name}": rows for name, rows in rows_of.state(first, last).items()})
-            if part.value_means is not None:
-                tensors[f"layers.{layer}.{VALUE_MEAN}"] = part.value_means.slice(first, last)
         return tensors
 
     def restore(self, blocks: int, summaries: dict[str, Tensor] | None) -> None:

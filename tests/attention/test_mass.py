@@ -14,9 +14,9 @@ from agent_memory.attention.region import LayerRule, Region, attend, rotated
 from agent_memory.attention.selectors import Ask, Bounds, MassConfig, MassSelector
 from agent_memory.attention.selectors.mass import _periods
 from agent_memory.memory.layer_kv import LayerKV
+from agent_memory.memory.parts import PART_TOKENS, LayerParts, alike
 from agent_memory.memory.rotated_keys import RotatedKeys
 from agent_memory.memory.summary import LayerSummary
-from agent_memory.memory.value_means import PART_TOKENS, means_of, value_means
 from agent_memory_kernels import operations
 
 BLOCK, HEADS, KV, DIM = 32, 6, 2, 32
@@ -51,11 +51,11 @@ def layer_of(keys: Tensor, values: Tensor, period: int) -> LayerKV:
     """A layer that holds whole Blocks of ``keys [Hk, n, d]``."""
     layer = object.__new__(LayerKV)
     layer.summary, layer.rotated_keys = LayerSummary(KV, DIM), RotatedKeys(KV, DIM, period, turn)
-    layer.value_means = value_means(KV, DIM, torch.float32, "cpu")
+    layer.parts = LayerParts(KV, DIM, torch.float32)
     blocks = keys.unflatten(1, (-1, BLOCK)).transpose(0, 1)
     layer.summary.append(blocks)
     layer.rotated_keys.append(layer.summary.float_keys(0, len(blocks)))
-    layer.value_means.append(means_of(values.unflatten(1, (-1, BLOCK)).transpose(0, 1)))
+    layer.parts.append(blocks, values.unflatten(1, (-1, BLOCK)).transpose(0, 1))
     return layer
 
 
@@ -116,7 +116,7 @@ def test_what_may_not_be_chosen_has_no_part_in_it():
     keys[:, :32] = keys[:, 700:] = 10 * queries[0, ::3]  # sink and local tokens, lost ones and the future: all of the attention
     keys[:, 320:352] = 10 * queries[0, ::3]
     values = torch.zeros_like(values)
-    values[:, :32] = values[:, 696:] = values[:, 320:352] = 1.0
+    values[:, :32] = values[:, 704:] = values[:, 320:352] = 1.0  # means of the last Block know all of its tokens
     config = MassConfig(tokens=64, blocks=20, reach=2000)
     ask = ask_of(queries, 800, 32, 696)
     ask.bounds.lost[10] = True
@@ -143,9 +143,11 @@ def test_a_query_that_looks_at_its_neighbours_has_little_to_say():
 
 
 def test_where_values_are_alike_in_every_part_nothing_is_lost():
-    """Chosen parts and the means of the others give what attention over everything gives."""
+    """Chosen tokens and the means of parts give what attention over everything gives."""
     keys, values, queries = made(1600, sharp=1.0)
-    values = values.unflatten(1, (-1, PART_TOKENS))[:, :, :1].expand(-1, -1, PART_TOKENS, -1).flatten(1, 2)
+    order = alike(keys.unflatten(1, (-1, BLOCK)))
+    part = torch.zeros_like(order).scatter_(2, order, torch.arange(BLOCK).expand_as(order)) // PART_TOKENS
+    values = values.unflatten(1, (-1, BLOCK)).gather(2, part[..., None].expand(-1, -1, -1, DIM)).flatten(1, 2)
     config = MassConfig(tokens=128, blocks=50, reach=2000)
     (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer_of(keys, values, config.period))
     assert chosen.unread is not None

@@ -105,6 +105,7 @@ def test_options_of_the_other_score_are_refused() -> None:
         "recall:positions=near": "choose one of true, packed",
         "recall:attended=4096": "attended=4096 cannot be used",
         "recall:attended=256:local=250": "local=250 cannot be used",
+        "recall:score=mass:attended=144:local=8:group=8": "local=8 cannot be used: it must be between 24",
         "streaming:attended=4096": "attended=4096 cannot be used",
     }.items():
         with pytest.raises(ConfigError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import gcd
 from typing import Any
 
 from ...errors import ConfigError
@@ -78,6 +79,14 @@ class Recall:
         if foreign:
             raise ConfigError(f"recall: {foreign[0]} is an option of score={'max' if score == 'mass' else 'mass'}, and score is {score}")
         sizes = chosen._sizes(given, score)
+        whole = BLOCK_TOKENS - gcd(sizes.group, BLOCK_TOKENS)
+        bounded(
+            "recall: local",
+            sizes.local,
+            whole,
+            given.window,
+            f"the Block before the local tokens of a group of {sizes.group} has to be whole",
+        )
         most = sizes.recalled // BLOCK_TOKENS
         blocks = most * (1 if score == "max" else BLOCKS_READ) if chosen.blocks is None else chosen.blocks
         selector: Selector

@@ -3,9 +3,9 @@
 Knows 8-bit keys of a layer; reads no Block. What is scored is attention mass: the softmax weight of a key, at the distance at which it
 stands when it is attended. Keys within ``reach`` of a query stand at their true distance, so that what is scored is what full attention
 would give them; keys further away are scored as if all of them stood at ``reach``, as InfLLM does with everything outside its window (arXiv
-2402.04617, section 3.2). What is not read within ``reach`` still takes part: each part of a Block (4 tokens) as the mean of its values,
-with the mass of those of its tokens that are not read. That is the mean value of SparQ (arXiv 2312.04985, section 3), for many small parts
-instead of one, as the estimation zone of RetroInfer (arXiv 2505.02922, section 4) does for clusters.
+2402.04617, section 3.2). What is not read within ``reach`` still takes part: each part of a Block (4 tokens with like keys) as the mean of
+its values, with the mass of those of its tokens that are not read. That is the mean value of SparQ (arXiv 2312.04985, section 3), for many
+small parts instead of one, as the estimation zone of RetroInfer (arXiv 2505.02922, section 4) does for clusters.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from agent_memory_kernels import Operations
 
 from ...errors import ConfigError
 from ...memory.layer_kv import Keeps, LayerKV
-from ...memory.value_means import PART_TOKENS, PARTS
+from ...memory.parts import PARTS
 from ...types import BLOCK_TOKENS
 from ..region import Attention
 from .base import Ask, Selection, by_kv_head
@@ -69,7 +70,7 @@ class MassSelector:
 
     def __init__(self, config: MassConfig, ops: Operations) -> None:
         self.config, self._ops = config, ops
-        self.keeps = Keeps(distances=config.period, value_means=config.estimate_unread)
+        self.keeps = Keeps(distances=config.period, parts=config.estimate_unread)
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose for groups of queries."""
@@ -82,52 +83,52 @@ class MassSelector:
             blocks = self._ops.select(_marked(candidates[:, None]), most)
             return Selection(ask.bounds.tokens(blocks), not ask.bounds.lost.any(), "memory", 0, blocks=blocks)
         scan = _Scan(self.config, self._ops, ask, scaling, layer, candidates.shape[1])
-        tokens, stops = torch.arange(scan.tokens, device=candidates.device), ask.bounds.stops[:, None]
-        allowed = candidates.repeat_interleave(BLOCK_TOKENS, 1) & (tokens >= ask.bounds.first) & (tokens < stops)
-        starts = tokens[::PART_TOKENS]
-        estimated = (starts >= scan.first[:, None] * BLOCK_TOKENS) & (starts + PART_TOKENS <= stops)
+        tokens, blocks = (torch.arange(n, device=candidates.device) for n in (scan.tokens, candidates.shape[1]))
+        allowed = candidates.repeat_interleave(BLOCK_TOKENS, 1) & (tokens >= ask.bounds.first) & (tokens < ask.bounds.stops[:, None])
+        estimated = blocks >= scan.first[:, None]
         found = [
-            self._choose(scan, head, some, candidates[some], allowed[some], estimated[some], layer)
-            for head in range(scan.heads)
-            for some in scan.slices
+            self._choose(scan, heads, groups, candidates[groups], allowed[groups], estimated[groups], layer)
+            for heads, groups in scan.pieces
         ]
         chosen, attention = zip(*found, strict=True)
         scored = int(candidates.sum()) * BLOCK_TOKENS * scan.heads
         unread = None
         if self.config.estimate_unread:
-            unread = Attention(*(_joined(parts, scan.heads) for parts in zip(*attention, strict=True)))
-        return Selection(_joined(chosen, scan.heads), False, "no", scored, unread=unread)
+            unread = Attention(*(_joined(parts, scan.pieces) for parts in zip(*attention, strict=True)))
+        return Selection(_joined(chosen, scan.pieces), False, "no", scored, unread=unread)
 
     def _choose(
-        self, scan: _Scan, head: int, groups: slice, candidates: Tensor, allowed: Tensor, estimated: Tensor, layer: LayerKV
+        self, scan: _Scan, heads: slice, groups: slice, candidates: Tensor, allowed: Tensor, estimated: Tensor, layer: LayerKV
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What some groups choose for one KV head: tokens ``[g, tokens]``, and attention ``[g, m, dv]`` to the rest and its log-sum-exp
-        ``[g, m]``, if that is wanted.
+        """What some groups choose for some KV heads: tokens ``[s, g, tokens]``, and attention ``[s, g, m, dv]`` to the rest and its
+        log-sum-exp ``[s, g, m]``, if that is wanted.
 
-        Blocks ``candidates [g, n]`` and their tokens ``allowed [g, n * 32]`` may be chosen; parts ``estimated [g, parts]`` may stand for
-        what is not.
+        Blocks ``candidates [g, n]`` and their tokens ``allowed [g, n * 32]`` may be chosen; parts of Blocks ``estimated [g, n]`` stand
+        for what is not.
         """
-        weights = scan.weights(head, groups)
+        weights = scan.weights(heads, groups)
         _keep(weights, allowed)
         chosen = self._best(_shares(weights), candidates, allowed)
         if not self.config.estimate_unread:
             return chosen, ()
+        if layer.parts is None:
+            raise RuntimeError("this layer keeps no mean values")
         _drop(weights, chosen)
-        parts = weights.unflatten(0, (-1, PART_TOKENS)).sum(1)
-        _keep(parts, estimated)
-        return chosen, _means(parts, scan.near[groups, head], layer, head)
+        masses = _of_parts(weights, layer.parts.members(heads, candidates.shape[1]))
+        _keep(masses, estimated.repeat_interleave(PARTS, 1))
+        return chosen, _attended(masses, layer.parts.means(heads, candidates.shape[1]), scan.near[groups, heads].transpose(0, 1))
 
     def _best(self, shares: Tensor, candidates: Tensor, allowed: Tensor) -> Tensor:
-        """The chosen tokens, int64 ``[g, tokens]`` ascending and padded with -1, by their ``shares [g, n * 32]``."""
-        by_block = shares.unflatten(1, (-1, BLOCK_TOKENS)).sum(-1).masked_fill(~candidates, EMPTY)
-        if self.config.blocks < by_block.shape[1]:
+        """The chosen tokens, int64 ``[s, g, tokens]`` ascending and padded with -1, by their ``shares [s, g, n * 32]``."""
+        by_block = shares.unflatten(2, (-1, BLOCK_TOKENS)).sum(-1).masked_fill(~candidates, EMPTY)
+        if self.config.blocks < by_block.shape[2]:
             blocks = self._ops.select(by_block, self.config.blocks)
-            allowed = allowed & _among(blocks, by_block.shape[1]).repeat_interleave(BLOCK_TOKENS, 1)
+            allowed = allowed & _among(blocks, by_block.shape[2]).repeat_interleave(BLOCK_TOKENS, 2)
         return self._ops.select(shares.masked_fill(~allowed, EMPTY), self.config.tokens)
 
 
 class _Scan:
-    """Weights of the keys of a layer for groups of queries, one KV head and some groups at a time, so that they stay in a CPU's cache.
+    """Weights of the keys of a layer for groups of queries, some KV heads and groups at a time, so that they stay in a CPU's cache.
 
     Attributes:
         ask: whose queries they are.
@@ -136,7 +137,7 @@ class _Scan:
             query of the group.
         heads: KV heads.
         tokens: keys of each.
-        slices: groups that are looked at together.
+        pieces: KV heads and groups that are looked at together: all of them, or one head and some groups.
     """
 
     def __init__(self, config: MassConfig, ops: Operations, ask: Ask, scaling: float, layer: LayerKV, count: int) -> None:
@@ -147,7 +148,12 @@ class _Scan:
         groups, self.heads, rows = self.near.shape
         self.first = (ask.positions[:, -1] - config.reach + BLOCK_TOKENS).clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
         together = max(1, WEIGHTS_HELD // (self.tokens * rows))
-        self.slices = [slice(at, min(at + together, groups)) for at in range(0, groups, together)]
+        each = self.heads if self.heads * groups <= together else 1
+        self.pieces = [
+            (slice(head, head + each), slice(at, min(at + together, groups)))
+            for head in range(0, self.heads, each)
+            for at in range(0, groups, together)
+        ]
         queries = ask.queries[:, :, -ask.asking :]
         least = min(int(self.first.min()), count)
         self._true = [
@@ -158,12 +164,20 @@ class _Scan:
         if int(self.first.max()) > 0:
             self._far = by_kv_head(ask.rotated(queries, torch.full_like(ask.positions, config.reach)), self.heads)
 
-    def weights(self, head: int, groups: slice) -> Tensor:
-        """fp32 ``[n * 32, g, m]``: ``exp(logit - near)`` of each key."""
-        reference = self.near[groups, head]
+    def weights(self, heads: slice, groups: slice) -> Tensor:
+        """fp32 ``[s, n * 32, g, m]``: ``exp(logit - near)`` of each key."""
         first = self.first[groups]
-        least, most = (min(int(edge), self._count) for edge in (first.min(), first.max()))
-        out = reference.new_empty((self.tokens, reference.numel()))
+        edges = min(int(first.min()), self._count), min(int(first.max()), self._count)
+        reference = self.near[groups, heads]
+        out = reference.new_empty((reference.shape[1], self.tokens, reference.shape[0], reference.shape[2]))
+        for head, weights in zip(range(heads.start, heads.stop), out, strict=True):
+            self._write_head(head, groups, edges, weights.flatten(1))
+        return out
+
+    def _write_head(self, head: int, groups: slice, edges: tuple[int, int], out: Tensor) -> None:
+        """Weights ``out [n * 32, g * m]`` of one KV head's keys; Blocks before the first of ``edges`` are far from all groups, those from
+        the second on from none."""
+        reference, first, (least, most) = self.near[groups, head], self.first[groups], edges
         for start, stop, rows in self._true:
             if stop > least:
                 at = max(start, least)
@@ -178,55 +192,66 @@ class _Scan:
                 blocks = torch.arange(most, device=first.device).repeat_interleave(BLOCK_TOKENS)
                 beyond = (blocks[:, None] < first).repeat_interleave(reference.shape[1], 1)
                 out[: len(far)] = torch.where(beyond, far, out[: len(far)])
-        return out.view(-1, *reference.shape)
 
     def _write(self, rows: Tensor, keys: tuple[Tensor, Tensor], reference: Tensor, out: Tensor, common: Tensor | None = None) -> None:
         rows = rows.reshape(-1, rows.shape[-1])
         self._ops.key_weights(rows, keys, self._scaling, reference.flatten(), out, self.ask.softcap, common)
 
 
-def _joined(parts: Sequence[Tensor], heads: int) -> Tensor:
-    """Parts ``[g, ...]`` of all groups, KV head by KV head, to ``[G, Hk, ...]``."""
-    each = len(parts) // heads
-    return torch.stack([torch.cat(list(parts[head * each : (head + 1) * each])) for head in range(heads)], dim=1)
+def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> Tensor:
+    """Parts ``[s, g, ...]`` of all pieces, KV head by KV head, to ``[G, Hk, ...]``."""
+    if len(parts) == 1:
+        return parts[0].transpose(0, 1)
+    heads = [
+        slice(at, at + sum(theirs.start == piece.start for theirs, _ in pieces))
+        for at, (piece, groups) in enumerate(pieces)
+        if not groups.start
+    ]
+    return torch.cat([torch.cat(list(parts[some]), dim=1) for some in heads]).transpose(0, 1)
 
 
 def _keep(weights: Tensor, allowed: Tensor) -> None:
-    """Set ``weights [n, g, m]`` to 0 where not ``allowed [g, n]``, without touching those that all groups may have."""
+    """Set ``weights [s, n, g, m]`` to 0 where not ``allowed [g, n]``, without touching those that all groups may have."""
     some = (~allowed).any(0).nonzero()[:, 0]
     if len(some):
-        weights[some] = weights[some] * allowed.T[some][..., None]
+        weights[:, some] = weights[:, some] * allowed.T[some][..., None]
 
 
 def _drop(weights: Tensor, chosen: Tensor) -> None:
-    """Set ``weights [n, g, m]`` of the ``chosen [g, c]`` tokens to 0."""
-    groups = weights.shape[1]
-    rows = chosen * groups + torch.arange(groups, device=chosen.device)[:, None]
-    weights.view(-1, weights.shape[2]).index_fill_(0, rows[chosen >= 0], 0.0)
+    """Set ``weights [s, n, g, m]`` of the ``chosen [s, g, c]`` tokens to 0."""
+    heads, keys, groups, queries = weights.shape
+    head, group = (torch.arange(n, device=chosen.device) for n in (heads, groups))
+    rows = (chosen + keys * head[:, None, None]) * groups + group[:, None]
+    weights.view(-1, queries).index_fill_(0, rows[chosen >= 0], 0.0)
 
 
 def _shares(weights: Tensor) -> Tensor:
-    """Shares of all attention, what is attended anyway included, that keys of ``weights [n, g, m]`` hold: the mean over the queries and
-    query heads of a KV head, fp32 ``[g, n]``. A query that looks at its neighbours has little to say."""
-    each = 1 / ((1 + weights.sum(0)) * weights.shape[2])
-    shares: Tensor = torch.bmm(weights.transpose(0, 1), each[..., None])[..., 0]
+    """Shares of all attention, what is attended anyway included, that keys of ``weights [s, n, g, m]`` hold: the mean over the queries and
+    query heads of a KV head, fp32 ``[s, g, n]``. A query that looks at its neighbours has little to say."""
+    each = 1 / ((1 + weights.sum(1)) * weights.shape[3])
+    shares: Tensor = torch.matmul(weights.transpose(1, 2), each[..., None])[..., 0]
     return shares
 
 
-def _means(parts: Tensor, near: Tensor, layer: LayerKV, head: int) -> tuple[Tensor, Tensor]:
-    """Attention ``[g, m, dv]`` to the mean values of parts, by ``parts [n, g, m]`` relative to ``near [g, m]``, and its log-sum-exp."""
-    if layer.value_means is None:
-        raise RuntimeError("this layer keeps no mean values")
-    values = layer.value_means.slice(0, len(parts) // PARTS)[:, :, head].flatten(0, 1).float()
-    total = parts.sum(0)
-    out = parts.flatten(1).T @ values / total.view(-1, 1).clamp(min=TINIEST)
-    return out.view(*total.shape, -1), total.log() + near
+def _of_parts(weights: Tensor, members: Tensor) -> Tensor:
+    """Masses ``[s, parts, g, m]`` of parts with ``members [s, parts, 4]`` by ``weights [s, n, g, m]``."""
+    heads, keys, *rest = weights.shape
+    numbers = members + keys * torch.arange(heads, device=members.device)[:, None, None]
+    return embedding_bag(numbers.flatten(0, 1), weights.view(heads * keys, -1), mode="sum").view(heads, -1, *rest)
+
+
+def _attended(masses: Tensor, values: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention ``[s, g, m, dv]`` to ``values [s, n, dv]`` by ``masses [s, n, g, m]`` relative to ``near [s, g, m]``, and its
+    log-sum-exp."""
+    total = masses.sum(1)
+    out = (masses.flatten(2).transpose(1, 2) @ values).unflatten(1, total.shape[1:]) / total.clamp(min=TINIEST)[..., None]
+    return out, total.log() + near
 
 
 def _among(chosen: Tensor, count: int) -> Tensor:
-    """Bool ``[g, count]``: which numbers are among ``chosen [g, c]``, padded with -1."""
-    marks = torch.zeros((len(chosen), count + 1), dtype=torch.bool, device=chosen.device)
-    return marks.scatter_(1, chosen.masked_fill(chosen < 0, count), True)[:, :count]
+    """Bool ``[..., count]``: which numbers are among ``chosen [..., c]``, padded with -1."""
+    marks = torch.zeros((*chosen.shape[:-1], count + 1), dtype=torch.bool, device=chosen.device)
+    return marks.scatter_(-1, chosen.masked_fill(chosen < 0, count), True)[..., :count]
 
 
 def _marked(candidates: Tensor) -> Tensor:

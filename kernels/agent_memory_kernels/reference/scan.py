@@ -91,9 +91,16 @@ def key_weights(
     columns = (queries.float() * scale).T.contiguous()
     before = torch.zeros_like(reference) if offset is None else offset
     added = before - reference if softcap is None else before
+    few = len(queries) < codes.shape[2]  # then fewer logits than numbers of keys have to be multiplied by a step
     step = min(BLOCKS_WIDENED, max(1, LOGITS_HELD // (codes.shape[1] * len(queries))))
     for some, grid, logits in zip(codes.split(step), steps.split(step), out.split(step * codes.shape[1]), strict=True):
-        torch.addmm(added, (some.float() * grid[:, None, None]).flatten(0, 1), columns, out=logits)
+        if few:
+            torch.mm(some.float().flatten(0, 1), columns, out=logits)
+            torch.addcmul(
+                added, logits.view(len(some), -1, len(queries)), grid[:, None, None], out=logits.view(len(some), -1, len(queries))
+            )
+        else:
+            torch.addmm(added, (some.float() * grid[:, None, None]).flatten(0, 1), columns, out=logits)
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap).sub_(reference)
         logits.clamp_(max=LARGEST).exp_()
