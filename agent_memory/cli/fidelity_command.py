@@ -108,7 +108,7 @@ def evaluate_fidelity(call: Call, given: Given, shared: Shared) -> None:
         **chosen,
     )
     call.quiet_libraries()
-    make_runtime = measuring_runtimes(call, border="off")
+    make_runtime = measuring_runtimes(call, border="off", attention_shares=False)  # nobody reads them
     with live_report(fidelity_tables.line, fidelity_tables.tables) as live:
         report = run_fidelity(make_runtime, _documents(given, shared), options, live.progress, live.partial)
     report = {**report, "on": given.on, "plot": None if shared.plot is None else str(draw_fidelity(report, shared.plot))}

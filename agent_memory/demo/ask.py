@@ -14,10 +14,10 @@ from ..runtime import Runtime
 from ..session import Session
 from ..types import RecalledTurn
 from .inventory import Question
-from .window_only import ANSWER_TOKENS, BRIEF_TOKENS, WindowOnly
+from .window_only import ANSWER_TOKENS, BRIEF_TOKENS, LINE_END, ROOM, WindowOnly
 
-IN_WINDOW_TOKENS = 1024
-"""How much of the history the model is shown when its own rate is measured: the turn with the record, and what came before it."""
+RECORD_TOKENS = 1024
+"""A turn with a record is no longer than this, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Asked:
     """One question, what was answered, and where that came from.
 
     ``tokens_ago`` counts from the end of the turn that held the record when the question was asked. ``in_window_right`` says whether the
-    model is right when the record stands in its window; None where that was not tried.
+    model alone is right over as much of the history as its window holds, with the record in it; None where that was not tried.
     """
 
     question: Question
@@ -45,13 +45,15 @@ class Examiner:
     Args:
         runtime: of the Session.
         session: the filled Session.
-        plain: answers are sentences that contain the value, and the model's own rate is measured, too; otherwise they are the value.
+        plain: answers are a line that contains the value, and the model's own rate is measured, too; otherwise they are the value.
     """
 
     def __init__(self, runtime: Runtime, session: Session, plain: bool) -> None:
         self._runtime, self._session, self._plain = runtime, session, plain
-        self._longest = BRIEF_TOKENS if plain else ANSWER_TOKENS
-        self._alone = self._window_only(session.tokens, runtime.window)
+        self._span = runtime.window - ROOM
+        self._filled = session.tokens
+        self._last = max(0, self._filled - self._span)
+        self._windows: dict[int, WindowOnly] = {}
 
     def ask(self, question: Question, holder_stop: int) -> Asked:
         """Ask one question, with memory and without.
@@ -60,21 +62,37 @@ class Examiner:
             question: what to ask.
             holder_stop: token index after the turn that holds the record.
         """
-        plain, known = self._alone.answer(question.text), self._known(question, holder_stop) if self._plain else None
+        plain = self._window(self._last).answer(question.text)
+        known = self._known(question, holder_stop, plain) if self._plain else None
         ago = self._session.tokens - holder_stop
         started = time.perf_counter()
-        said = self._session.reply(question.text, max_new_tokens=self._longest)
+        said = self._say(question.text)
         seconds = time.perf_counter() - started
         recalled = self._session.last_recall.turns if self._session.last_recall is not None else ()
         return Asked(question, said, self._right(question, said), ago, seconds, recalled[:3], plain, self._right(question, plain), known)
 
-    def _known(self, question: Question, holder_stop: int) -> bool:
-        """Whether the model is right with the record in front of it."""
-        return self._right(question, self._window_only(holder_stop, IN_WINDOW_TOKENS).answer(question.text))
+    def _say(self, text: str) -> str:
+        if self._plain:
+            return self._session.reply(text, max_new_tokens=BRIEF_TOKENS, stop=LINE_END)
+        return self._session.reply(text, max_new_tokens=ANSWER_TOKENS)
 
-    def _window_only(self, stop: int, tokens: int) -> WindowOnly:
-        """The model alone over so many ``tokens`` of the history before ``stop``."""
-        return WindowOnly(self._runtime, self._session.timeline.tokens(max(0, stop - tokens), stop).tolist(), self._longest)
+    def _known(self, question: Question, holder_stop: int, plain: str) -> bool:
+        """Whether the model is right with the record in its window: the last one, or one of those that follow each other from the start."""
+        if holder_stop - RECORD_TOKENS >= self._last:
+            return self._right(question, plain)
+        start = (holder_stop - 1) // self._span * self._span
+        if start and holder_stop - RECORD_TOKENS < start:
+            start = holder_stop - self._span
+        return self._right(question, self._window(start).answer(question.text))
+
+    def _window(self, start: int) -> WindowOnly:
+        """The model alone over a window of the history. Keys and values of the last one and of another are kept."""
+        if start not in self._windows:
+            for other in self._windows.keys() - {self._last}:
+                del self._windows[other]
+            history = self._session.timeline.tokens(start, min(start + self._span, self._filled)).tolist()
+            self._windows[start] = WindowOnly(self._runtime, history, self._plain)
+        return self._windows[start]
 
     def _right(self, question: Question, said: str) -> bool:
         return contains(question, said) if self._plain else is_right(question, said)

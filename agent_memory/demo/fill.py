@@ -22,12 +22,21 @@ from ..pocket import data
 from ..runtime import Runtime
 from ..session import Session
 from ..types import Budget
-from .inventory import Package, installed, questions
+from .inventory import Package, installed, questions, told
 
 SESSION = "inventory"
 TENTHS = 10
 
 NO_PACKAGE = "there is no package"
+
+RESULT_TOKENS = 300
+"""Of a tool's result in plain sentences, about."""
+FACTS = 2
+"""Of each package that are told in plain sentences, at most."""
+NOISE_LINES = 12
+"""That a package has at least, of which facts are told in plain sentences."""
+LEAST_PACKAGES = 24
+"""Packages that are looked up at least: so many can be asked about."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -56,7 +65,8 @@ class Plan:
 
 
 def make_plan(runtime: Runtime, tokens: int, per_call: int = 4, calls: bool = True, probes: int = 3, plain: bool = False) -> Plan:
-    """Spread ``tokens`` over every installed package; packages are looked up again, with other noise, if there are too few.
+    """Spread ``tokens`` over every installed package, or in plain sentences over as many as give long results; packages are looked up
+    again, with other noise, if there are too few.
 
     Args:
         runtime: of the model.
@@ -65,6 +75,8 @@ def make_plan(runtime: Runtime, tokens: int, per_call: int = 4, calls: bool = Tr
         calls, probes, plain: of :class:`Plan`.
     """
     packages = installed()
+    if plain:
+        packages = told(packages, FACTS, NOISE_LINES)[: max(LEAST_PACKAGES, tokens // RESULT_TOKENS)]
     sample = packages[:: max(1, len(packages) // 40)]
     lines = 2
 

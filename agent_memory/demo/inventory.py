@@ -16,6 +16,8 @@ from ..pocket import data, real
 
 DPKG_INFO = Path("/var/lib/dpkg/info")
 DPKG_LOG = Path("/var/log/dpkg.log")
+ASKED_FOR = ("version", "homepage", "maintainer", "author", "source", "size")
+"""Fields that people ask for in plain words."""
 RARE = 0.02
 """A value is asked about if at most this share of packages has it, so that it cannot be guessed."""
 
@@ -51,6 +53,11 @@ class Question:
         """The question."""
         return data.question(self.package, self.field)
 
+    @property
+    def says_it(self) -> bool:
+        """Whether the question contains its answer."""
+        return self.value.casefold() in self.text.casefold()
+
 
 def installed() -> list[Package]:
     """Every installed Python distribution, and every Debian package where dpkg is present, in a fixed random order."""
@@ -77,17 +84,38 @@ def questions(packages: Sequence[Package], count: int, rng: random.Random, plain
         rng: which.
         plain: none whose answer the question contains.
     """
-    shared = Counter((field, value) for package in packages for field, value in package.fields.items())
-    most = max(1, int(RARE * len(packages)))
+    rare = _rare(packages)
     asked: list[Question] = []
     for package in rng.sample(list(packages), len(packages)):
-        rare = sorted(field for field, value in package.fields.items() if shared[field, value] <= most)
-        if rare and len(asked) < count:
-            field = rng.choice(rare)
-            question = Question(package.name, field, package.fields[field])
-            if not plain or question.value.casefold() not in question.text.casefold():
+        possible = [Question(package.name, field, package.fields[field]) for field in rare[package.name]]
+        if possible and len(asked) < count:
+            question = rng.choice(possible)
+            if not plain or not question.says_it:
                 asked.append(question)
     return asked
+
+
+def told(packages: Sequence[Package], facts: int, lines: int) -> list[Package]:
+    """Those with ``lines`` of noise and something to ask for, each with at most so many ``facts`` that people ask for and few share.
+
+    A small model confuses facts that are told alike, whatever it attends to; so it is told few of each package, far apart.
+    """
+    rare, few = _rare(packages), []
+    for package in packages:
+        asked_for = [field for field in rare[package.name] if field in ASKED_FOR]
+        fields = [field for field in asked_for if not Question(package.name, field, package.fields[field]).says_it]
+        rng = random.Random(package.name)  # noqa: S311 - the same facts of the same package
+        chosen = rng.sample(fields, min(facts, len(fields)))
+        if chosen and len(package.noise) >= lines:
+            few.append(Package(package.name, {field: package.fields[field] for field in chosen}, package.noise))
+    return few
+
+
+def _rare(packages: Sequence[Package]) -> dict[str, list[str]]:
+    """Fields of each package, by its name, whose value few packages share."""
+    shared = Counter((field, value) for package in packages for field, value in package.fields.items())
+    most = max(1, int(RARE * len(packages)))
+    return {p.name: sorted(field for field, value in p.fields.items() if shared[field, value] <= most) for p in packages}
 
 
 def _fields(record: dict[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from agent_memory import pocket
 from agent_memory.demo.ask import contains
 from agent_memory.demo.fill import SESSION
-from agent_memory.demo.inventory import Question, installed, questions
+from agent_memory.demo.inventory import ASKED_FOR, Question, installed, questions, told
 from agent_memory.demo.run import FEWER, STORE, DemoOptions, Setting, run_demo
 from agent_memory.errors import ConfigError
 from agent_memory.runtime import Runtime
@@ -31,6 +31,17 @@ def test_questions_cannot_be_guessed() -> None:
     for question in asked:
         sharing = sum(package.fields.get(question.field) == question.value for package in packages)
         assert sharing <= max(1, 0.02 * len(packages))
+
+
+def test_facts_told_in_plain_sentences_are_few_and_can_be_asked_for() -> None:
+    packages = installed()
+    few = told(packages, facts=2, lines=12)
+    assert len(few) >= 24 and few == told(packages, facts=2, lines=12)
+    for package in few:
+        assert 1 <= len(package.fields) <= 2 and package.fields.keys() <= set(ASKED_FOR) and len(package.noise) >= 12
+        for field, value in package.fields.items():
+            assert value.casefold() not in Question(package.name, field, value).text.casefold()
+            assert sum(other.fields.get(field) == value for other in packages) <= max(1, 0.02 * len(packages))
 
 
 @pytest.fixture(autouse=True)
