@@ -95,7 +95,7 @@ class Recall:
             rule.check(most)
             selector, named = RecallSelector(rule, given.ops), {name: getattr(rule, name) for name in sorted(MAX_OPTIONS)}
         else:
-            config = MassConfig(sizes.recalled, blocks, max(1, given.window - sizes.attended), chosen.estimate_unread is not False)
+            config = MassConfig(sizes.recalled, blocks, given.window - 1, chosen.estimate_unread is not False)
             config.check()
             selector, named = MassSelector(config, given.ops), {"estimate_unread": config.estimate_unread}
         where, positions = chosen._position_map(score, given.window)
