@@ -1,8 +1,9 @@
 """Train a small model on plain text files, the second model of docs/methods.md: `python benchmarks/text_model.py FILE... --out DIR`.
 
 It is to the methods what the pocket model is to recall: a real stock checkpoint with a short trained window, so that what a method does
-beyond the window is measured and not argued. It learns from every file but those it holds out, which are copied to DIR/held-out for
-`agent-memory eval perplexity`. A tenth of the steps is pure copying, as in the pocket model's training. It resumes from its checkpoint.
+beyond the window is measured and not argued. With `--sliding N` it is a Gemma 3 with grouped heads, of whose layers every other one sees
+the last N tokens only. It learns from every file but those it holds out, which are copied to DIR/held-out for `agent-memory eval
+perplexity`. A tenth of the steps is pure copying, as in the pocket model's training. It resumes from its checkpoint.
 """
 
 # ruff: noqa: S311  (samples, not secrets)
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_memory.pocket import attend, batches, checkpoint
 
@@ -40,15 +41,24 @@ def tokenizer(texts: list[str], vocabulary: int, window: int) -> PreTrainedToken
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, eos_token=END, model_max_length=window)
 
 
-def model(args: argparse.Namespace) -> LlamaForCausalLM:
-    """A stock Llama with random weights."""
+def model(args: argparse.Namespace) -> LlamaForCausalLM | Gemma3ForCausalLM:
+    """A stock Llama, or Gemma 3, with random weights."""
     torch.manual_seed(args.seed)
-    config = LlamaConfig(
-        vocab_size=args.vocabulary, hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=args.window, tie_word_embeddings=True,
-        rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"}, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    sizes: dict[str, Any] = {
+        "vocab_size": args.vocabulary, "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": args.window, "tie_word_embeddings": True,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
+    }  # fmt: skip
+    plain = {"rope_theta": 10_000.0, "rope_type": "default"}
+    if args.sliding is None:
+        made = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=plain))
+        attend.use(made)  # it knows causal attention only
+        return made
+    kinds = ["sliding_attention", "full_attention"] * 2
+    rope = {kind: plain for kind in kinds}
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(**sizes, rope_parameters=rope, layer_types=kinds, sliding_window=args.sliding, query_pre_attn_scalar=64)
+    )
 
 
 def split(files: list[Path], held_out: int, window: int, seed: int) -> tuple[list[Path], list[Path]]:
@@ -75,7 +85,6 @@ class Run:
         for file in held:
             shutil.copyfile(file, args.out / "held-out" / file.name)
         self.model = model(args)
-        attend.use(self.model)
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
@@ -142,6 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".text-model"))
     parser.add_argument("--window", type=int, default=256, help="tokens, default 256")
     parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--sliding", type=int, help="width of the sliding layers of a Gemma 3; a Llama without them by default")
     parser.add_argument("--held-out", type=int, default=32, help="long files that are not learned from")
     parser.add_argument("--budget-minutes", type=float, default=90.0)
     parser.add_argument("--tokens", type=int, default=4096, help="per step")

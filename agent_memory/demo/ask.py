@@ -6,8 +6,12 @@ Knows Sessions, questions and the stock model; does not know how the Session was
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from ..evaluate.fork import asked_on_a_fork
 from ..evaluate.haystack import Needle
 from ..evaluate.task import share_named
 from ..runtime import Runtime
@@ -53,6 +57,8 @@ class Examiner:
         self._span = runtime.window - ROOM
         self._filled = session.tokens
         self._last = max(0, self._filled - self._span)
+        self._limits: dict[str, Any] = {"max_new_tokens": BRIEF_TOKENS, "stop": LINE_END} if plain else {"max_new_tokens": ANSWER_TOKENS}
+        self._turns, self._number = session.timeline.turn_count, 0
         self._windows: dict[int, WindowOnly] = {}
 
     def ask(self, question: Question, holder_stop: int) -> Asked:
@@ -64,17 +70,23 @@ class Examiner:
         """
         plain = self._window(self._last).answer(question.text)
         known = self._known(question, holder_stop, plain) if self._plain else None
-        ago = self._session.tokens - holder_stop
-        started = time.perf_counter()
-        said = self._say(question.text)
-        seconds = time.perf_counter() - started
-        recalled = self._session.last_recall.turns if self._session.last_recall is not None else ()
+        with self._asked() as session:
+            ago, started = session.tokens - holder_stop, time.perf_counter()
+            said = session.reply(question.text, **self._limits)
+            seconds = time.perf_counter() - started
+            recalled = session.last_recall.turns if session.last_recall is not None else ()
         return Asked(question, said, self._right(question, said), ago, seconds, recalled[:3], plain, self._right(question, plain), known)
 
-    def _say(self, text: str) -> str:
-        if self._plain:
-            return self._session.reply(text, max_new_tokens=BRIEF_TOKENS, stop=LINE_END)
-        return self._session.reply(text, max_new_tokens=ANSWER_TOKENS)
+    @contextmanager
+    def _asked(self) -> Iterator[Session]:
+        """The Session; in plain sentences a fork of what was filled, from the second question on: a small model that sees answers it got
+        wrong goes on like that."""
+        filled, self._number = self._number == 0, self._number + 1
+        if not self._plain or filled:
+            yield self._session
+            return
+        with asked_on_a_fork(self._runtime, self._session, f"question {self._number}", self._turns) as child:
+            yield child
 
     def _known(self, question: Question, holder_stop: int, plain: str) -> bool:
         """Whether the model is right with the record in its window: the last one, or one of those that follow each other from the start."""

@@ -29,9 +29,9 @@ TENTHS = 10
 
 NO_PACKAGE = "there is no package"
 
-RESULT_TOKENS = 300
+RESULT_TOKENS = 400
 """Of a tool's result in plain sentences, about."""
-FACTS = 2
+FACTS = 1
 """Of each package that are told in plain sentences, at most."""
 NOISE_LINES = 12
 """That a package has at least, of which facts are told in plain sentences."""

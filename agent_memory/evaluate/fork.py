@@ -13,18 +13,19 @@ from ..session import Session
 
 
 @contextmanager
-def asked_on_a_fork(runtime: Runtime, session: Session, name: str) -> Iterator[Session]:
+def asked_on_a_fork(runtime: Runtime, session: Session, name: str, at: int | None = None) -> Iterator[Session]:
     """A fork of ``session`` called ``name``, closed and deleted afterwards, whatever happened to it.
 
     Args:
         runtime: that opened the session.
         session: what is asked about; it stays as it is.
         name: of the fork, in the session's namespace.
+        at: turns that it shares; all by default.
 
     Raises:
         SessionExists: the name is taken.
     """
-    child = session.fork(name)
+    child = session.fork(name, at)
     try:
         yield child
     finally:

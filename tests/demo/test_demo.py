@@ -71,13 +71,14 @@ def test_a_named_model_is_shown_results_it_did_not_ask_for_and_is_asked_in_its_w
     store = tmp_path / "store"
     options = DemoOptions(str(pocket.path()), tokens=3_000, store=store, device="24MiB", host="64MiB", plot=tmp_path / "demo.png")
     result = run_demo(options, said.append)
-    assert result["questions"] == FEWER and 0 <= result["right_in_window"] <= FEWER
+    assert 10 < result["questions"] <= FEWER and 0 <= result["right_in_window"] <= FEWER
     assert result["lost_turns"] == result["tool_calls"] == 0 and "in_window_exact" not in result
-    assert sum("with the record in the model's window" in line for line in said) == FEWER
+    assert sum("with the record in the model's window" in line for line in said) == result["questions"]
     assert said[-1].endswith(f"--model {pocket.path()}")
     with Runtime.load(store=store) as runtime, runtime.session(SESSION) as session:
         roles = [turn.role for turn in session.turns() if not turn.meta.get("head")]
-        filled = roles[: -2 * FEWER]
+        filled, asked = roles[:-2], roles[-2:]
+        assert asked == ["user", "assistant"], "the first question; the others were asked on forks"
         assert filled == ["user", "tool"] * (len(filled) // 2), "no generated calls"
         record = next(turn.text for turn in session.turns() if turn.role == "tool")
         assert " of " in record and record.count(" is ") >= 1
