@@ -21,7 +21,7 @@ from agent_memory.attention.selectors.recall import RecallRule
 from agent_memory.demo.ask import is_right
 from agent_memory.demo.fill import Inventory, Plan, make_plan
 from agent_memory.demo.inventory import Package, Question, questions
-from agent_memory.demo.window_only import ANSWER_TOKENS
+from agent_memory.demo.window_only import ANSWER
 from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
@@ -60,7 +60,7 @@ def ask(runtime: Runtime, session: Session, asked: list[Question], name: str) ->
     right, blocks, started = 0, 0, time.perf_counter()
     for question in tqdm(asked, desc=name, leave=False):
         with asked_on_a_fork(runtime, session, "asked") as child:
-            right += is_right(question, child.reply(question.text, max_new_tokens=ANSWER_TOKENS))
+            right += is_right(question, child.reply(question.text, max_new_tokens=ANSWER.tokens))
             blocks += child.last_recall.blocks if child.last_recall is not None else 0
     return right, blocks / len(asked), (time.perf_counter() - started) / len(asked)
 

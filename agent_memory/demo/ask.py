@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from ..evaluate.fork import asked_on_a_fork
 from ..evaluate.haystack import Needle
@@ -18,7 +17,7 @@ from ..runtime import Runtime
 from ..session import Session
 from ..types import RecalledTurn
 from .inventory import Question
-from .window_only import ANSWER_TOKENS, BRIEF_TOKENS, LINE_END, ROOM, WindowOnly
+from .window_only import ANSWER, ONE_LINE, ROOM, WindowOnly
 
 RECORD_TOKENS = 1024
 """A turn with a record is no longer than this, about."""
@@ -57,7 +56,7 @@ class Examiner:
         self._span = runtime.window - ROOM
         self._filled = session.tokens
         self._last = max(0, self._filled - self._span)
-        self._limits: dict[str, Any] = {"max_new_tokens": BRIEF_TOKENS, "stop": LINE_END} if plain else {"max_new_tokens": ANSWER_TOKENS}
+        self._limits = ONE_LINE if plain else ANSWER
         self._turns, self._number = session.timeline.turn_count, 0
         self._windows: dict[int, WindowOnly] = {}
 
@@ -72,7 +71,7 @@ class Examiner:
         known = self._known(question, holder_stop, plain) if self._plain else None
         with self._asked() as session:
             ago, started = session.tokens - holder_stop, time.perf_counter()
-            said = session.reply(question.text, **self._limits)
+            said = session.reply(question.text, max_new_tokens=self._limits.tokens, stop=self._limits.stop)
             seconds = time.perf_counter() - started
             recalled = session.last_recall.turns if session.last_recall is not None else ()
         return Asked(question, said, self._right(question, said), ago, seconds, recalled[:3], plain, self._right(question, plain), known)
@@ -81,8 +80,8 @@ class Examiner:
     def _asked(self) -> Iterator[Session]:
         """The Session; in plain sentences a fork of what was filled, from the second question on: a small model that sees answers it got
         wrong goes on like that."""
-        filled, self._number = self._number == 0, self._number + 1
-        if not self._plain or filled:
+        self._number += 1
+        if not self._plain or self._number == 1:
             yield self._session
             return
         with asked_on_a_fork(self._runtime, self._session, f"question {self._number}", self._turns) as child:
@@ -103,7 +102,7 @@ class Examiner:
             for other in self._windows.keys() - {self._last}:
                 del self._windows[other]
             history = self._session.timeline.tokens(start, min(start + self._span, self._filled)).tolist()
-            self._windows[start] = WindowOnly(self._runtime, history, self._plain)
+            self._windows[start] = WindowOnly(self._runtime, history, self._limits)
         return self._windows[start]
 
     def _right(self, question: Question, said: str) -> bool:

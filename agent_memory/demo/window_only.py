@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
@@ -14,15 +15,21 @@ from transformers import DynamicCache
 from ..runtime import Runtime
 from ..types import Message
 
-ANSWER_TOKENS = 48
 
-BRIEF_TOKENS = 32
-"""Longest answer in a sentence."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an answer may get: tokens, and strings that end it."""
 
-LINE_END = ("\n",)
-"""What ends a brief answer: a model that was not taught when to stop says the next sentence, and the next."""
+    tokens: int
+    stop: tuple[str, ...] = ()
 
-ROOM = 2 * ANSWER_TOKENS
+
+ANSWER = Limits(48)
+
+ONE_LINE = Limits(32, ("\n",))
+"""Of a model that was not taught when to stop: it says the next sentence, and the next."""
+
+ROOM = 96
 """Tokens of the window that are left for a question and its answer."""
 
 
@@ -32,14 +39,11 @@ class WindowOnly:
     Args:
         runtime: of the model.
         history: token ids; of a longer one, as many of the last as the window holds.
-        brief: answers are one line.
+        limits: of an answer.
     """
 
-    def __init__(self, runtime: Runtime, history: Sequence[int], brief: bool = False) -> None:
-        self._runtime = runtime
-        self._limits = {"max_new_tokens": ANSWER_TOKENS} if not brief else {
-            "max_new_tokens": BRIEF_TOKENS, "stop_strings": list(LINE_END), "tokenizer": runtime.tokenizer
-        }  # fmt: skip
+    def __init__(self, runtime: Runtime, history: Sequence[int], limits: Limits = ANSWER) -> None:
+        self._runtime, self._limits = runtime, limits
         self._history = list(history)[-max(1, runtime.window - ROOM) :]
         self._cache: DynamicCache | None = None
 
@@ -54,6 +58,7 @@ class WindowOnly:
                                             logits_to_keep=1).past_key_values  # fmt: skip
             out = runtime.model.generate(
                 ids, attention_mask=torch.ones_like(ids), past_key_values=copy.deepcopy(self._cache), do_sample=False,
-                eos_token_id=list(runtime.chat.end_ids), pad_token_id=runtime.chat.end_ids[0], **self._limits
+                max_new_tokens=self._limits.tokens, stop_strings=list(self._limits.stop) or None, tokenizer=runtime.tokenizer,
+                eos_token_id=list(runtime.chat.end_ids), pad_token_id=runtime.chat.end_ids[0]
             )  # fmt: skip
         return runtime.chat.parse(out[0, ids.shape[1] :].tolist()).content
