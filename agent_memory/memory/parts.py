@@ -22,7 +22,7 @@ PARTS = BLOCK_TOKENS // PART_TOKENS
 """Parts of a Block."""
 
 BLOCKS_AT_ONCE = 1024
-"""Of one KV head, divided into parts at a time."""
+"""Divided into parts at a time."""
 
 STEPS = 8
 """Of power iteration, towards the direction in which keys differ most."""

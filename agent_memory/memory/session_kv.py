@@ -161,7 +161,8 @@ class SessionKV:
         """
         size = self.layout.block_tokens
         numbers = tokens.div(size, rounding_mode="floor") if blocks is None else blocks
-        wanted = distinct(numbers.cpu().numpy())
+        on_host = numbers.cpu().numpy()
+        wanted = distinct(on_host)
         if tokens.shape[0] > 1 and len(wanted) > self.cache.max_read(layer):
             half = tokens.shape[0] // 2
             first, second = (None, None) if blocks is None else (blocks[:half], blocks[half:])
@@ -176,9 +177,10 @@ class SessionKV:
                 write_tokens(reading.pool, slots.clamp(min=0), tokens.clamp(min=0) % size, out)
             else:
                 write_blocks(reading.pool, slots.clamp(min=0), out)
-            self.lost[wanted[(reading.slots < 0).cpu().numpy()]] = True
+            damaged = wanted[(reading.slots < 0).cpu().numpy()]
+            self.lost[damaged] = True
             valid = slots >= 0 if blocks is None else (slots >= 0).repeat_interleave(size, -1)
-            if not bool(valid.all()):
+            if len(damaged) or bool((on_host < 0).any()):
                 out.masked_fill_(~valid[None, ..., None], 0.0)
             return Gathered(valid, wanted, np.asarray(reading.tiers))
 

@@ -200,14 +200,10 @@ class _Scan:
 
 def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> Tensor:
     """Parts ``[s, g, ...]`` of all pieces, KV head by KV head, to ``[G, Hk, ...]``."""
-    if len(parts) == 1:
-        return parts[0].transpose(0, 1)
-    heads = [
-        slice(at, at + sum(theirs.start == piece.start for theirs, _ in pieces))
-        for at, (piece, groups) in enumerate(pieces)
-        if not groups.start
-    ]
-    return torch.cat([torch.cat(list(parts[some]), dim=1) for some in heads]).transpose(0, 1)
+    by_head: dict[int, list[Tensor]] = {}
+    for part, (heads, _) in zip(parts, pieces, strict=True):
+        by_head.setdefault(heads.start, []).append(part)
+    return torch.cat([torch.cat(some, dim=1) for some in by_head.values()]).transpose(0, 1)
 
 
 def _keep(weights: Tensor, allowed: Tensor) -> None:

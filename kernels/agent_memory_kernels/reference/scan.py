@@ -96,9 +96,8 @@ def key_weights(
     for some, grid, logits in zip(codes.split(step), steps.split(step), out.split(step * codes.shape[1]), strict=True):
         if few:
             torch.mm(some.float().flatten(0, 1), columns, out=logits)
-            torch.addcmul(
-                added, logits.view(len(some), -1, len(queries)), grid[:, None, None], out=logits.view(len(some), -1, len(queries))
-            )
+            by_block = logits.view(len(some), -1, len(queries))
+            torch.addcmul(added, by_block, grid[:, None, None], out=by_block)
         else:
             torch.addmm(added, (some.float() * grid[:, None, None]).flatten(0, 1), columns, out=logits)
         if softcap is not None:
