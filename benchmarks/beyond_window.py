@@ -25,6 +25,7 @@ from tqdm import tqdm
 from agent_memory.evaluate.fidelity.asking import ask, encoder
 from agent_memory.evaluate.fidelity.documents import Document, Question
 from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
+from agent_memory.evaluate.fidelity.runtimes import fill
 from agent_memory.evaluate.fidelity.scoring import right
 from agent_memory.evaluate.json_lines import JsonLines
 from agent_memory.evaluate.statistics import bootstrap_mean
@@ -64,10 +65,7 @@ def opened(args: argparse.Namespace, folder: str, method: str, document: Documen
     """The document's memory in a Store in ``folder``: made by the first method that opens it, read by all others."""
     options: dict[str, Any] = {"method": method, "store": folder, "budget": ROOM, "border": None, "attention_shares": False}
     with Runtime.load(args.model, **options) as runtime, runtime.session("document", reinterpret=True) as session:
-        if not session.tokens:
-            for role, text in document.messages:
-                session.append(role, text, prefill=False)
-            session.prefill(lambda done: bar.set_postfix_str(f"{method}: {done:,} tokens", refresh=False))
+        fill(session, document, lambda done: bar.set_postfix_str(f"{method}: {done:,} tokens", refresh=False))
         yield runtime, session
 
 
@@ -129,12 +127,12 @@ def measure(args: argparse.Namespace, rows: Rows) -> list[tuple[str, list[list[d
     with tqdm(total=len(missing), unit="row", disable=None) as bar:
         for number in range(args.documents):
             left = [way for way in all_ways if (way.name, number) in missing]
-            for made, some in groupby(left, key=lambda way: way.made):
+            for (made, inside), some in groupby(left, key=lambda way: (way.made, way.inside)):
+                document = texts[inside].make(number)
                 with tempfile.TemporaryDirectory(dir=args.work) as folder:
+                    with opened(args, folder, made, document, bar):
+                        pass  # made, before others read it
                     for way in some:
-                        document = texts[way.inside].make(number)
-                        with opened(args, folder, made, document, bar):
-                            pass
                         with opened(args, folder, way.read, document, bar) as (runtime, session):
                             rows.keep(keys[way.name, number], asked(runtime, session, document.questions))  # type: ignore[arg-type]
                         bar.update()

@@ -183,7 +183,7 @@ def test_combinations_do_not_depend_on_the_cut(drive, session_ids, spec):
     assert apart(one, drive(make_method(spec.split("+")[0], WINDOW)).feed(ids)) > 0.1
 
 
-@pytest.mark.parametrize("spec", ["recall", "recall+rerope", "recall:attended=128"])
+@pytest.mark.parametrize("spec", ["recall", "recall+rerope", "recall+dca", "recall:attended=128"])
 def test_single_tokens_are_chosen_alike_however_text_is_cut_but_for_ties(drive, session_ids, spec):
     """Products of other shapes round otherwise, and of two tokens that weigh the same either may be read: of these random weights the last
     chosen token still holds a part of the attention that is seen. A wrong one of any weight changes logits by 1 to 20."""

@@ -77,7 +77,7 @@ class Memories:
             try:
                 _drop_forks(runtime, session)
                 if method == FULL:
-                    _fill(runtime, session, document, progress)
+                    fill(session, document, progress)
                     self._whole.add(document.key)
                 yield runtime, session
             finally:
@@ -90,7 +90,7 @@ class Memories:
         """The document's memory as a Session of the method makes it, dropped in the end."""
         with tempfile.TemporaryDirectory(prefix=f"made-{os.getpid()}-", dir=self.cache) as folder:
             with self._runtime(method, Path(folder) / "store") as runtime, runtime.session(document.key) as session:
-                _fill(runtime, session, document, progress)
+                fill(session, document, progress)
                 yield runtime, session
 
     @contextmanager
@@ -109,7 +109,7 @@ def _reinterpreted(runtime: Runtime, name: str, namespace: str) -> Session:
     return runtime.session(name, namespace, timeout=PATIENCE, reinterpret=True)
 
 
-def _fill(runtime: Runtime, session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
+def fill(session: Session, document: Document, progress: Callable[[int], None] | None) -> None:
     """Append what a Session does not hold yet: an earlier run may have been stopped half-way."""
     if document.ids and not session.tokens:
         session.append_ids(document.ids)
