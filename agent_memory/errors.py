@@ -25,6 +25,7 @@ Knows names and messages only. Each message says what happened, to what, and wha
     │   ├── SessionNotFound
     │   ├── InvalidName             a name that cannot be one
     │   ├── EmptyMessage
+    │   ├── InvalidTurn             a turn that cannot be kept: its role, or text that is not valid Unicode (also a ValueError)
     │   ├── InvalidHistory          a history that cannot be, such as a tool result without its call
     │   ├── HeadTooLong             system prompt and tool schemas over a quarter of the window
     │   └── TurnTooLarge
@@ -146,6 +147,10 @@ class InvalidName(SessionError, ValueError):
 
 class EmptyMessage(SessionError, ValueError):
     """A message without text."""
+
+
+class InvalidTurn(SessionError, ValueError):
+    """A turn that cannot be kept; nothing was written."""
 
 
 class InvalidHistory(SessionError, ValueError):

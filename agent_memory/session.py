@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .attention.trace import Trace
 from .conversation import Conversation
-from .errors import SessionBusy, SessionClosed
+from .errors import SessionBusy, SessionClosed, StoreFull
 from .recall import make_recall
 from .repair import repair_blocks
 from .services import Services
@@ -43,6 +43,8 @@ class Session:
         self._engine: MemoryEngine | None = None
         self._files: SegmentFiles | None = None
         self._streamed: Generator[str, None, None] | None = None
+        self._sent: tuple[Message, Turn] | None = None
+        self._unfinished = False
         self.last_recall: Recall | None = None
 
     @property
@@ -109,19 +111,43 @@ class Session:
         Raises:
             EmptyMessage: no text; only the assistant may have had nothing to say.
             TurnTooLarge: over ``max_turn_tokens``; nothing was written.
-            StoreFull: no room; nothing was written.
+            StoreFull: no room. It says whether the turn is kept; where it is, appending the same again makes only its keys and values.
         """
         return self.append_message(Message(role, text, name, (), tool_call_id), prefill=prefill, progress=progress)
 
     def append_message(self, message: Message, *, prefill: bool = True, progress: Callable[[int], None] | None = None) -> Receipt:
         """:meth:`append` for a whole message, with tool calls."""
         with self._held():
-            turn = self._conversation.append(message)
+            turn = self._kept_before(message) or self._conversation.append(message)
+            self._sent = message, turn
             if message.role == "user" and self._engine is not None:
                 self._engine.kv.ahead.again()
             if prefill:
-                self._engine_now().catch_up(self._timeline.token_count, progress)
+                with self._room():
+                    self._engine_now().catch_up(self._timeline.token_count, progress)
             return Receipt(turn.index, turn.tokens, durable=True)
+
+    def _kept_before(self, message: Message) -> Turn | None:
+        """The last turn, if it is this message, of which there was no room for keys and values: sent again, it must not be doubled."""
+        unfinished, self._unfinished = self._unfinished, False
+        if not unfinished or self._sent is None:
+            return None
+        sent, turn = self._sent
+        return turn if sent == message and turn.index == self._timeline.turn_count - 1 else None
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say of a full disk what is kept already."""
+        try:
+            yield
+        except StoreFull as error:
+            if self._sent is None or self._sent[1].index != self._timeline.turn_count - 1:
+                raise
+            self._unfinished = True
+            raise StoreFull(
+                f"turn {self._sent[1].index} of session {self.name!r} is kept, but there is no room for its keys and values ({error}); "
+                "make room and send the same again: it is not doubled"
+            ) from error
 
     def append_ids(self, ids: Sequence[int]) -> Receipt:
         """Append token ids as they are, as a user's turn without text; their keys and values are made when they are needed."""
@@ -185,7 +211,8 @@ class Session:
             try:
                 while True:
                     try:
-                        piece = next(pieces)
+                        with self._room():
+                            piece = next(pieces)
                     except StopIteration as end:
                         reason = end.value
                         break
@@ -205,8 +232,9 @@ class Session:
             if self._timeline.token_count:
                 self._engine_now().catch_up(self._timeline.token_count, progress)
 
-    def fork(self, name: str, at: int | None = None) -> Session:
-        """A Session of its own that shares the first ``at`` turns (all by default); this one stays as it is.
+    def fork(self, name: str, at: int | None = None, *, conversation: str | None = None) -> Session:
+        """A Session of its own that shares the first ``at`` turns (all by default); this one stays as it is. With ``conversation`` it is a
+        branch of a client's conversation of that name, and listed with it.
 
         Raises:
             SessionExists: the name is taken.
@@ -217,7 +245,7 @@ class Session:
                 engine.catch_up(self._timeline.token_count)
                 if self._files is not None:
                     self._files.flush(engine.kv, engine.final, whole=False)
-            return self._services.branch(self, name, at)
+            return self._services.branch(self, name, at, conversation)
 
     def repair(self, progress: Callable[[int], None] | None = None) -> tuple[int, ...]:
         """Make damaged Blocks again from their tokens; see :func:`agent_memory.repair.repair_blocks`."""

@@ -251,7 +251,10 @@ class ModelId:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One line of ``agent-memory sessions``. Bytes are those on disk that only this Session needs to be counted for."""
+    """One line of ``agent-memory sessions``. Bytes are those on disk that only this Session needs to be counted for.
+
+    ``damage`` says what is wrong with the index row of one that cannot be opened; nothing else is known of it then.
+    """
 
     namespace: str
     name: str
@@ -263,6 +266,7 @@ class SessionInfo:
     updated: float
     parent: str | None
     model: str
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

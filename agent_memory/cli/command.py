@@ -114,14 +114,14 @@ class Call:
             show()
 
     @contextmanager
-    def open_store(self, *, create: bool = False) -> Iterator[Store]:
+    def open_store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
         """The Store of the settings, closed afterwards; StoreError if there is none, unless it may be created."""
         from agent_memory.store.store import Store
 
         place = self.settings.store
         if not create and "://" not in place and not Path(place).is_dir():
             raise StoreError(f"there is no store at {place!r}; name one with --store, or make one with agent-memory chat")
-        store = Store.open(place)
+        store = Store.open(place, read_only=read_only)
         try:
             yield store
         finally:

@@ -13,6 +13,7 @@ from pydantic import ByteSize
 from rich.markup import escape
 from rich.table import Table
 
+from agent_memory.errors import StoreCorrupt
 from agent_memory.types import Damage, Recall, RecalledTurn, SessionInfo, Turn
 
 ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
@@ -98,8 +99,11 @@ def share(part: float | None) -> str:
 
 
 def read_recall(stored: Mapping[str, Any]) -> Recall:
-    """The Recall that ``Recall.to_dict`` was stored from."""
-    return Recall(**{**stored, "turns": tuple(RecalledTurn(**hit) for hit in stored["turns"])})
+    """The Recall that ``Recall.to_dict`` was stored from; StoreCorrupt for anything else."""
+    try:
+        return Recall(**{**stored, "turns": tuple(RecalledTurn(**hit) for hit in stored["turns"])})
+    except (KeyError, TypeError) as error:
+        raise StoreCorrupt("what the store keeps of a recall is none; run agent-memory verify") from error
 
 
 def recall_line(recall: Recall) -> str:

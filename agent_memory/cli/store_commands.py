@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 def sessions(call: Call, branches: Annotated[bool, typer.Option("--all", help="Branches too.")] = False) -> None:
     """List the Sessions of a namespace, with their size on disk."""
-    with call.open_store() as store:
+    with call.open_store(read_only=True) as store:
         found = store.sessions(call.settings.namespace, branches=branches)
     total = sum(info.bytes for info in found)
 
@@ -60,7 +60,7 @@ def sessions(call: Call, branches: Annotated[bool, typer.Option("--all", help="B
 
 def show(call: Call, session: Session, last: Last = 20, full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False) -> None:
     """Show a Session: its size, and its last turns."""
-    with call.open_store() as store:
+    with call.open_store(read_only=True) as store:
         info = _info(store, call.settings.namespace, session)
         turns = store.turns(session, call.settings.namespace, max(0, info.turns - last))
 
@@ -77,7 +77,7 @@ def show(call: Call, session: Session, last: Last = 20, full: Annotated[bool, ty
 
 def recall(call: Call, session: Session, last: Last = 1) -> None:
     """Show what memory contributed to the last replies of a Session."""
-    with call.open_store() as store:
+    with call.open_store(read_only=True) as store:
         _info(store, call.settings.namespace, session)
         records = store.recalls(session, call.settings.namespace)[-last:]
 
@@ -114,11 +114,13 @@ def import_(
 
 
 def verify(
-    call: Call, session: Annotated[str | None, typer.Argument(help="One Session only.", show_default="the whole Store")] = None
+    call: Call,
+    session: Annotated[str | None, typer.Argument(help="One Session only.", show_default="the namespace that is named, or all")] = None,
 ) -> None:
     """Check every byte of the memory against its checksum; exits with 1 if anything is damaged."""
-    with call.open_store() as store, call.progress("checking") as progress:
-        report = store.verify(session, call.settings.namespace if session else None, progress)
+    named = session is not None or "namespace" in call.settings.model_fields_set
+    with call.open_store(read_only=True) as store, call.progress("checking") as progress:
+        report = store.verify(session, call.settings.namespace if named else None, progress)
 
     def people() -> None:
         if report.damage:

@@ -14,10 +14,12 @@ from sqlalchemy.exc import DBAPIError
 
 from agent_memory.errors import StoreCorrupt, StoreError, StoreFull, StoreStopped
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILURES = (DBAPIError, sqlite3.Error, OSError, UnicodeDecodeError)  # the last: a damaged name in SQLite's own error message
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
 _SQLITE_BUSY, _SQLITE_LOCKED, _SQLITE_READONLY, _SQLITE_CORRUPT, _SQLITE_FULL, _SQLITE_CANTOPEN, _SQLITE_NOTADB = 5, 6, 8, 11, 13, 14, 26
+_REFUSED = {18, 19, 20, 21, 25}  # too big, a constraint, a mismatch, misuse, out of range: what was to be written cannot be
+_LINKS = {errno.ELOOP, errno.ENOTDIR}
 _NOT_FATAL = {
     _SQLITE_BUSY: "the index is busy: another process is writing to it; try again",
     _SQLITE_LOCKED: "the index is locked; try again",
@@ -57,7 +59,7 @@ class Health:
 
     def _write_error(self, what: str, error: Exception) -> StoreError:
         code, cause = _sqlite_code(error), _cause(error)
-        if code == _SQLITE_FULL or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        if code == _SQLITE_FULL or (isinstance(error, OSError) and error.errno in NO_ROOM):
             return StoreFull(f"no room left for {what} in {self._place} ({cause}); nothing acknowledged is lost, make room and try again")
         known = self._known_error(what, error, code, cause)
         if known is not None:
@@ -75,6 +77,10 @@ class Health:
             return StoreCorrupt(f"the index in {self._place} is damaged ({cause}); run verify, or restore it from an export")
         if code in _NOT_FATAL:
             return StoreError(f"{what} in {self._place}: {_NOT_FATAL[code]} ({cause})")
+        if code in _REFUSED or (isinstance(error, DBAPIError) and code is None):
+            return StoreError(f"{what} in {self._place} was refused by the index ({cause}); nothing of it was written")
+        if isinstance(error, OSError) and error.errno in _LINKS:
+            return StoreCorrupt(f"{what} in {self._place}: a link or a file lies where a folder belongs; restore it from an export")
         if isinstance(error, OSError) and error.errno in _TOO_MANY:
             return StoreError(f"{what} in {self._place}: too many open files; close some, or raise the limit")
         return None
