@@ -192,7 +192,7 @@ def _write_entries(timeline: Timeline, archive: zipfile.ZipFile) -> None:
     _write_entry(archive, _TURNS, _turn_lines(timeline, turns, recalls), listed)
     _write_entry(archive, _TOKENS, _token_pieces(timeline, tokens), listed)
     segments = []
-    for segment in timeline.segments():
+    for segment in _of_tokens(timeline.segments(), tokens):
         tensors = {name: _segment_tensor(timeline, segment, name) for name in segment.tensors}
         pieces, contents = encode(tensors, pieces=segment.blocks)
         entry = f"segments/{segment.first_block:012d}.safetensors"
@@ -211,6 +211,12 @@ def _write_entries(timeline: Timeline, archive: zipfile.ZipFile) -> None:
         "files": listed,
     }
     archive.writestr(_MANIFEST, json.dumps(manifest))
+
+
+def _of_tokens(segments: list[SegmentRow], tokens: int) -> list[SegmentRow]:
+    """Segments as far as their tokens are there."""
+    cut = [segment.cut(0, tokens // BLOCK_TOKENS) for segment in segments]
+    return [segment for segment in cut if segment.blocks > 0]
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, pieces: Iterable[Buffer], listed: dict[str, dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from agent_memory.errors import FormatTooNew, StoreCorrupt, StoreError, UnsupportedStore
 from agent_memory.store.faults import Health
 from agent_memory.store.files import Files
+from agent_memory.store.schema import schema_fault
 from agent_memory.store.tables import FORMAT, OLDER_FORMATS
 
 _BUSY_MILLISECONDS = 30_000
@@ -60,6 +61,10 @@ class Database:
                     self._engine = _engine(self._copied(path), files, read_only=False)
                 if not read_only or self._copy is not None:
                     self._to_current_format()
+                with self._engine.begin() as connection:
+                    fault = schema_fault(connection)
+            if fault is not None:
+                raise StoreCorrupt(f"the schema of the index {path} was changed ({fault}); restore the store from an export")
         except BaseException:
             self.close()
             raise

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, 
 from agent_memory.errors import StoreCorrupt
 from agent_memory.store.names import FOLDER
 from agent_memory.store.tables import DELETING, KEPT, LIVE, seal, sessions, turns
-from agent_memory.types import Turn
+from agent_memory.types import Role, Turn
 
 OPEN_END = 2**62
 """Upper bound of a Span that is still growing."""
@@ -181,7 +181,9 @@ def row_to_remove(connection: Connection, namespace: str, name: str, folder: str
     except StoreCorrupt:
         parent = row.parent_id if are_counts([row.parent_id]) and row.parent_id < row.id else None
         own = row.folder if isinstance(row.folder, str) and FOLDER.fullmatch(row.folder) else folder
-        return SessionRow(row.id, namespace, name, own, LIVE, parent, 0, 0, 0, "{}", "{}", 0.0, None, 0)
+        sound = SessionRow(row.id, namespace, name, own, LIVE, parent, 0, 0, 0, "{}", "{}", 0.0, None, 0)
+        change_session(connection, sound, **{column: getattr(sound, column) for column in _SEALED})
+        return sound
 
 
 def deleting_sessions(connection: Connection) -> list[SessionRow]:
@@ -304,8 +306,9 @@ def turn_is_whole(row: Any) -> bool:
 
 
 def delete_turns(connection: Connection, session_id: int, start: int) -> None:
-    """Delete a Session's own turns from ``start`` on."""
-    connection.execute(turns.delete().where(turns.c.session_id == session_id, turns.c.idx >= start))
+    """Delete a Session's own turns from ``start`` on; all of them from 0 on, whatever number they have."""
+    later = [turns.c.idx >= start] if start else []
+    connection.execute(turns.delete().where(turns.c.session_id == session_id, *later))
     row = session_by_id(connection, session_id)
     change_session(connection, row, turns=min(row.turns, max(start, row.fork_turns)))
 
@@ -374,8 +377,10 @@ def _turn_seal(session_id: int, turn: Any) -> int:
 
 def _is_turn(row: Any) -> bool:
     """Whether the columns of a turn hold what they are for."""
-    texts = (row.role, row.chain, row.text, row.meta, row.name or "", row.recall or "")
-    if not (are_counts((row.idx, row.start, row.tokens)) and all(isinstance(text, str) for text in texts) and is_time(row.created)):
+    texts = (row.chain, row.text, row.meta, row.name or "", row.recall or "")
+    if row.role not in get_args(Role) or not (
+        are_counts((row.idx, row.start, row.tokens)) and all(isinstance(text, str) for text in texts) and is_time(row.created)
+    ):
         return False
     return is_json_object(row.meta) and (row.recall is None or is_json_object(row.recall))
 

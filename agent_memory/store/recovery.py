@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from agent_memory.errors import BlockDamaged, SessionBusy, StoreCorrupt
@@ -36,7 +37,8 @@ def recover(database: Database, files: Files, sessions_folder: Path, locks_folde
     with database.read("sessions") as connection:
         deleting = index.deleting_sessions(connection)
     for row in deleting:
-        purge(database, files, sessions_folder, row)
+        with suppress(StoreCorrupt):  # what cannot be removed is left to verify, and keeps nobody out
+            purge(database, files, sessions_folder, row)
     for name in filter(LOCK.fullmatch, files.names(locks_folder)):
         lock = SessionLock(files, locks_folder / name, name)
         try:

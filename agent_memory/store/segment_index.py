@@ -111,7 +111,7 @@ def own_starts(connection: Connection, session_id: int, first: int) -> list[tupl
     """``(first_block, blocks)`` of a Session's own Segments that begin at ``first`` or later."""
     where = (segments.c.session_id == session_id, segments.c.first_block >= first)
     query = select(segments.c.first_block, segments.c.blocks).where(*where).order_by(segments.c.first_block)
-    return [(int(row.first_block), int(row.blocks)) for row in connection.execute(query)]
+    return [(row.first_block, row.blocks) for row in connection.execute(query) if are_counts(row)]
 
 
 def drop_from(connection: Connection, session: SessionRow, spans: Sequence[Span], first: int) -> list[str]:
@@ -133,18 +133,19 @@ def drop_from(connection: Connection, session: SessionRow, spans: Sequence[Span]
 
 def trim(connection: Connection, session_id: int, first: int) -> list[str]:
     """Cut a Session's own Segments at Block ``first``; returns the files no row names any more."""
-    where = (segments.c.session_id == session_id, segments.c.first_block + segments.c.blocks > first)
+    later = [segments.c.first_block + segments.c.blocks > first] if first else []
+    where = (segments.c.session_id == session_id, *later)
     rows = list(connection.execute(select(segments).where(*where)))
     connection.execute(segments.delete().where(*where))
     for row in rows:
-        if row.first_block < first:
+        if are_counts([row.first_block]) and row.first_block < first:
             insert_segment(connection, _segment(row).cut(0, first), row.created)
     return unnamed(connection, _file_names(row.file for row in rows))
 
 
 def files_used_only_from(connection: Connection, session_id: int, first: int) -> list[str]:
     """Files of a Session's own Segments that begin at ``first`` or later, and that no other row names."""
-    own = (segments.c.session_id == session_id, segments.c.first_block >= first)
+    own = (segments.c.session_id == session_id, *([segments.c.first_block >= first] if first else []))
     others = select(segments.c.file).where(not_(and_(*own)))
     return _file_names(connection.execute(select(segments.c.file).where(*own, segments.c.file.not_in(others))).scalars())
 
