@@ -23,14 +23,15 @@ import xxhash
 from sqlalchemy.exc import IntegrityError
 
 from agent_memory.errors import FormatTooNew, SessionExists, StoreCorrupt, StoreError, StoreFull
-from agent_memory.store import index, segment_index
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.contents import misfit, not_finite
 from agent_memory.store.faults import NO_ROOM
 from agent_memory.store.files import Buffer, Files, make_folder_durably, write_all, write_atomically
-from agent_memory.store.index import NewTurn, is_time
+from agent_memory.store.index import is_time
 from agent_memory.store.segment_index import TailRow
 from agent_memory.store.segments import Contents, SegmentRow, TensorBytes, encode
 from agent_memory.store.timeline import Ground, Timeline, check_turn, layout_from_json, model_from_json
+from agent_memory.store.turn_index import NewTurn
 from agent_memory.store.view import TAIL_FILE
 from agent_memory.types import BLOCK_TOKENS, SEGMENT_BLOCKS, KVLayout
 
@@ -141,7 +142,7 @@ def read(ground: Ground, archive: Archive, values: dict[str, Any]) -> None:
             except IntegrityError:
                 raise SessionExists(f"there is a session {values['name']!r} in {values['namespace']!r}; give another name") from None
             for turn in _read(archive.path, _turns(source)):
-                index.insert_turn(connection, session.id, turn)
+                turn_index.insert_turn(connection, session.id, turn)
             for first_block, blocks, file, contents in segments:
                 segment_index.insert_segment(connection, SegmentRow(session.id, first_block, blocks, file, contents), time.time())
             if tail is not None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent_memory.errors import BlockDamaged, SessionBusy, StoreCorrupt
-from agent_memory.store import index, segment_index
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.database import Database
 from agent_memory.store.files import Files, write_atomically
 from agent_memory.store.index import OPEN_END, SessionRow, Span
@@ -78,7 +78,7 @@ def purge(database: Database, files: Files, root: Path, row: SessionRow) -> None
             unused = segment_index.files_used_only_from(connection, row.id, kept_blocks)
         _unlink_all(files, root, unused, set())  # before their rows: some lie in a parent's folder, where nobody would look for them
         with database.write("a removal") as connection:
-            index.delete_turns(connection, row.id, kept_turns)
+            turn_index.delete_turns(connection, row.id, kept_turns)
             segment_index.trim(connection, row.id, kept_blocks)
             segment_index.delete_tail(connection, row.id)
         if forks:

@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.exc import IntegrityError
 
 from agent_memory.errors import InvalidTurn, SessionBusy, SessionError, SessionExists, StoreCorrupt
-from agent_memory.store import index, segment_index
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.database import Database
 from agent_memory.store.faults import Health
 from agent_memory.store.files import Files, make_folder_durably, write_atomically
-from agent_memory.store.index import NewTurn, SessionRow
+from agent_memory.store.index import SessionRow
 from agent_memory.store.lock import SessionLock
 from agent_memory.store.names import check_name, name_digest
 from agent_memory.store.recovery import tidy_folder
@@ -32,6 +32,7 @@ from agent_memory.store.segment_index import TailRow
 from agent_memory.store.segments import SegmentRow, TensorBytes, encode
 from agent_memory.store.tables import LIVE
 from agent_memory.store.threads import ReadThreads
+from agent_memory.store.turn_index import NewTurn
 from agent_memory.store.view import TAIL_FILE, View
 from agent_memory.types import BLOCK_TOKENS, SEGMENT_BLOCKS, KVLayout, ModelId, Role, Turn
 
@@ -96,7 +97,7 @@ class Timeline(View):
                 recall=None if recall is None else _json(recall),
             )
             with self._database.write("a turn") as connection:
-                index.insert_turn(connection, self._row.id, new)
+                turn_index.insert_turn(connection, self._row.id, new)
             self._turn_count, self._token_count, self._chain = new.idx + 1, new.start + new.tokens, chain
             return Turn(new.idx, role, name, text, new.start, new.tokens, chain, new.created, json.loads(new.meta))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from agent_memory.errors import BlockChecksum, BlockDamaged, BlockMissing, StoreError
-from agent_memory.store import index, segment_index
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.contents import is_finite, misfit
 from agent_memory.store.database import Database, dangling, integrity
 from agent_memory.store.files import Files
@@ -151,19 +151,19 @@ class _Check:
 
     def _turns(self, spans: tuple[Span, ...], first: int, stop: int) -> tuple[int, ...]:
         with self._database.read("turns") as connection:
-            return tuple(index.turns_between(connection, spans, first * BLOCK_TOKENS, stop * BLOCK_TOKENS))
+            return tuple(turn_index.turns_between(connection, spans, first * BLOCK_TOKENS, stop * BLOCK_TOKENS))
 
     def _tokens(self, spans: tuple[Span, ...]) -> int:
         with self._database.read("turns") as connection:
-            last = index.last_turn(connection, spans)
+            last = turn_index.last_turn(connection, spans)
         return 0 if last is None else last.stop
 
 
 def _bad_turns(connection: Connection, row: SessionRow, spans: tuple[Span, ...]) -> Iterator[Damage]:
     next_turn = next_token = 0
     for span in spans:
-        for turn in index.raw_turns(connection, span, 0, OPEN_END):
-            if not index.turn_is_whole(turn):
+        for turn in turn_index.raw_turns(connection, span, 0, OPEN_END):
+            if not turn_index.turn_is_whole(turn):
                 yield Damage(row.label, None, None, "turn: its row is damaged", (turn.idx,))
                 next_turn += 1
                 continue

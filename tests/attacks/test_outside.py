@@ -12,7 +12,7 @@ import pytest
 
 from agent_memory.errors import StoreCorrupt, StoreError
 from agent_memory.store.store import INDEX_FILE, Store
-from tests.attacks.support import change, make, run_sql, use_everything
+from tests.attacks.support import change, make, use_everything
 from tests.store.support import append, fill, folder_digest, open_session, segment_files
 
 
@@ -174,4 +174,3 @@ def test_files_of_the_store_are_its_owners_only(fresh: Callable[[], Path]) -> No
         append(timeline)
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in root.rglob("*") if path.is_file()}
     assert modes[INDEX_FILE] == 0 and not any(modes.values()), modes
-    run_sql(root, "SELECT 1")

@@ -32,9 +32,9 @@ def made(fresh: Callable[[], Path]) -> Path:
     return root
 
 
-def kinds(root: Path, **scope: str) -> list[tuple[str, str]]:
+def kinds(root: Path, namespace: str | None = None) -> list[tuple[str, str]]:
     with Store.open(root, read_only=True) as store:
-        return [(found.session, found.kind.split(":")[0]) for found in store.verify(**scope).damage]
+        return [(found.session, found.kind.split(":")[0]) for found in store.verify(namespace=namespace).damage]
 
 
 def test_a_damaged_session_hides_no_other(made: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_row_that_the_index_ignores_is_not_acknowledged(made: Path) -> None:
 
 @pytest.mark.parametrize("version", ["0000", "zzzz", "0001x", ""])
 def test_a_format_there_never_was(made: Path, version: str) -> None:
-    run_sql(made, f"UPDATE alembic_version SET version_num = '{version}'")
+    run_sql(made, f"UPDATE alembic_version SET version_num = '{version}'")  # noqa: S608 - our own words
     with pytest.raises((StoreCorrupt, FormatTooNew), match="format"):
         Store.open(made)
 
