@@ -96,6 +96,7 @@ class Settings(BaseSettings):
             ConfigError: a setting that is unknown or cannot be used, wherever it was written.
         """
         _refuse_unknown_variables(cls)
+        _refuse_empty_names()
         try:
             return cls(**{name: value for name, value in keywords.items() if value is not None})
         except ValidationError as problem:
@@ -114,6 +115,13 @@ def _refuse_unknown_variables(settings: type[Settings]) -> None:
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigError(f"unknown environment variable {unknown[0]}; known are {', '.join(sorted(known))}")
+
+
+def _refuse_empty_names() -> None:
+    """An empty variable counts as not set, but for those that say whose memory is meant and where it is: the default is another's."""
+    for name in (PREFIX + "NAMESPACE", PREFIX + "STORE"):
+        if os.environ.get(name) == "":
+            raise ConfigError(f"{name}='' is empty; name one, or unset the variable to take the default")
 
 
 def _one_line(error: Any, keywords: dict[str, Any]) -> str:

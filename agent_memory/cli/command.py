@@ -149,8 +149,9 @@ class Call:
             from agent_memory import pocket
             from agent_memory.model.locate import locate
 
-        model, settings = named or self.settings.model or pocket.path(), self.settings
-        return locate(model, gguf_file=settings.gguf_file, revision=settings.revision)
+        settings = self.settings
+        model = settings.model if named is None else named
+        return locate(pocket.path() if model is None else model, gguf_file=settings.gguf_file, revision=settings.revision)
 
     def quiet_libraries(self) -> None:
         """Keep transformers' own progress bars off the terminal; there is one for what the command does."""

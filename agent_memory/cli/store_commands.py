@@ -18,6 +18,7 @@ import typer
 from agent_memory.cli import shapes
 from agent_memory.cli.command import Call, command
 from agent_memory.errors import ConfigError, SessionNotFound
+from agent_memory.store.names import check_name
 from agent_memory.types import SessionInfo
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def import_(
 ) -> None:
     """Read a Session from an archive file."""
     with call.open_store(create=True) as store:
-        info = store.import_(file, name=name, namespace=call.settings.namespace)
+        info = store.import_(file, name=None if name is None else check_name(name), namespace=call.settings.namespace)
     call.answer(asdict(info), lambda: call.out.print(shapes.session_table([info])))
 
 
@@ -118,7 +119,7 @@ def verify(
 ) -> None:
     """Check every byte of the memory against its checksum; exits with 1 if anything is damaged."""
     with call.open_store() as store, call.progress("checking") as progress:
-        report = store.verify(session, call.settings.namespace if session else None, progress)
+        report = store.verify(session, None if session is None else call.settings.namespace, progress)
 
     def people() -> None:
         if report.damage:

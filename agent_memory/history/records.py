@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agent_memory.store.names import check_name
 from agent_memory.types import Message, Recall, ReplyFormat, Sampling, Turn
 
 Given = Literal["whole", "new"]
@@ -28,6 +29,9 @@ class Request:
         format: what the reply has to be.
         on_trim: a history that lacks the beginning of what the Session holds goes on (``keep``), is a branch of its own (``fork``), or
             an error.
+
+    Raises:
+        InvalidName: a session or namespace that cannot be one; an empty one is no name.
     """
 
     session: str | None
@@ -40,6 +44,12 @@ class Request:
     namespace: str | None = None
     format: ReplyFormat = field(default_factory=ReplyFormat)
     on_trim: OnTrim = "keep"
+
+    def __post_init__(self) -> None:
+        if self.session is not None:
+            check_name(self.session)
+        if self.namespace is not None:
+            check_name(self.namespace, "namespace")
 
 
 @dataclass(frozen=True, slots=True)

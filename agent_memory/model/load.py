@@ -44,7 +44,7 @@ def load(
     """
     kind = _dtype(dtype)
     place = locate(source, gguf_file=gguf_file, revision=revision)
-    shared = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    shared = {"revision": "main" if revision is None else revision, "trust_remote_code": trust_remote_code}
     weights = {"dtype": kind, "device_map": device_map, "use_safetensors": True, **options}
     try:
         with bars_on_a_terminal():

@@ -20,6 +20,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
+from agent_memory.connection import session_named
 from agent_memory.errors import ConfigError
 from langchain_agent_memory import formats
 from langchain_agent_memory.local_model import PROVIDER, LocalModel, with_session
@@ -69,7 +70,7 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
             ls_provider=PROVIDER,
-            ls_model_name=str(kwargs.get("model") or self.model_label),
+            ls_model_name=str(kwargs.get("model", self.model_label)),
             ls_model_type="chat",
             ls_temperature=kwargs.get("temperature", self.temperature),
             ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
@@ -177,8 +178,9 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
         """What a thread holds, of its branches that which holds most; an unknown thread is empty."""
         from langchain_agent_memory.messages import from_messages
 
+        name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        return from_messages(histories.messages(thread_id, tenant))
+        return from_messages(histories.messages(name, tenant))
 
     def _generate(
         self,

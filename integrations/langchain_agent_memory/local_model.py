@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from agent_memory.connection import Connection
+from agent_memory.connection import Connection, session_named, tenant_named
 from agent_memory.errors import ConfigError
 from agent_memory.types import Sampling
 
@@ -94,7 +94,7 @@ class LocalModel(BaseModel):
     @property
     def model_label(self) -> str:
         """What the model is called in traces and metadata."""
-        return self.model or "pocket"
+        return "pocket" if self.model is None else self.model
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -111,9 +111,14 @@ class LocalModel(BaseModel):
         self._connection.close(self._settings)
 
     def delete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
-        """Forget a conversation with its branches; an unknown one is forgotten already."""
+        """Forget a conversation with its branches; an unknown one is forgotten already.
+
+        Raises:
+            InvalidName: a thread or namespace that cannot be; an empty one cannot.
+        """
+        name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        histories.delete(thread_id, tenant)
+        histories.delete(name, tenant)
 
     async def adelete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
         """:meth:`delete_thread` in a thread."""
@@ -124,9 +129,11 @@ class LocalModel(BaseModel):
 
         Raises:
             SessionExists: there is one of that name.
+            InvalidName: a thread or namespace that cannot be; an empty one cannot.
         """
+        source, target = session_named(source_thread_id), session_named(target_thread_id)
         histories, tenant = self._open(namespace)
-        histories.copy(source_thread_id, target_thread_id, tenant)
+        histories.copy(source, target, tenant)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, namespace: str | None = None) -> None:
         """:meth:`copy_thread` in a thread."""
@@ -136,8 +143,9 @@ class LocalModel(BaseModel):
         self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
     ) -> None:
         """Of each conversation keep the branch that was written to last, or nothing, as a checkpointer's ``prune`` does."""
+        names = [session_named(thread_id) for thread_id in thread_ids]
         histories, tenant = self._open(namespace)
-        histories.prune(list(thread_ids), tenant, strategy=strategy)
+        histories.prune(names, tenant, strategy=strategy)
 
     async def aprune(
         self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
@@ -147,13 +155,15 @@ class LocalModel(BaseModel):
 
     def branches(self, thread_id: str, *, namespace: str | None = None) -> list[str]:
         """The Sessions of a conversation: its own, and those where it went another way."""
+        name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        return histories.branches(thread_id, tenant)
+        return histories.branches(name, tenant)
 
     def _open(self, namespace: str | None = None) -> tuple[Histories, str]:
-        """The Histories, and the namespace that is meant."""
+        """The Histories, and the namespace that is meant; InvalidName for one that cannot be."""
+        tenant_named(namespace, "")  # before anything is opened
         histories, own = self._connection.open(self._settings)
-        return histories, namespace or own
+        return histories, tenant_named(namespace, own)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -191,9 +201,10 @@ class LocalModel(BaseModel):
 def with_session(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """``kwargs`` with the Session and namespace that a configuration names, unless the call names them itself.
 
-    LangChain gives a model no configuration, so this is done where it comes in. ``memory_session`` counts before ``thread_id``.
+    LangChain gives a model no configuration, so this is done where it comes in. ``memory_session`` counts before ``thread_id``; None is
+    not given, and an empty name is refused with the request.
     """
     named = ensure_config(config).get("configurable", {})
-    session = named.get("memory_session", named.get("thread_id"))
+    session = named.get("thread_id") if named.get("memory_session") is None else named["memory_session"]
     found = {"session_id": session, "namespace": named.get("memory_namespace")}
     return {**{name: str(value) for name, value in found.items() if value is not None}, **kwargs}

@@ -141,3 +141,12 @@ def test_json_is_all_there_is_on_standard_output(cli: Cli, filled: Path) -> None
     for words in (("sessions",), ("show", "alpha"), ("recall", "alpha"), ("verify",)):
         done = cli(*words, "--json")
         assert json.loads(done.out) and done.out.count("\n") == 1 and done.err == ""
+
+
+def test_an_empty_name_is_no_name(cli: Cli, filled: Path) -> None:
+    cli("export", "alpha/1", "a.zip")
+    cli("delete", "alpha/1", "--yes")
+    for words in (["import", "a.zip", "--name", ""], ["sessions", "-n", ""], ["attach-check", ""], ["verify", ""]):
+        left = cli(*words)
+        assert left.code == 1 and len(left.err.splitlines()) == 1, words
+    assert [info["name"] for info in cli("sessions", "--all", "--json").json["sessions"]] == ["alpha"]
