@@ -15,6 +15,7 @@ from agent_memory.errors import ConfigError, ModelNotFound, first_line
 from agent_memory.model.dequantized import TOKENIZER_FILES, dequantized
 from agent_memory.model.gguf_files import part_names
 from agent_memory.model.progress import bars_on_a_terminal
+from agent_memory.model.user_cache import expanded
 from agent_memory.model.wheel_weights import WEIGHTS, fetched
 
 
@@ -33,10 +34,11 @@ def locate(source: str | os.PathLike[str], *, gguf_file: str | None = None, revi
     Raises:
         ModelNotFound: nothing at that path or id, or it cannot be fetched.
         UnsupportedModel: a GGUF file that cannot be loaded or attached.
-        ConfigError: a ``gguf_file`` where it means nothing, the package ``gguf`` is missing, or there is no room.
+        ConfigError: a ``gguf_file`` where it means nothing, the package ``gguf`` is missing, there is no room, or
+            no home folder where one is needed.
     """
     text = os.fspath(source)
-    named, path = isinstance(source, str) and text in WEIGHTS, Path(text).expanduser()
+    named, path = isinstance(source, str) and text in WEIGHTS, expanded(Path(text))
     if gguf_file is not None and (named or path.is_file()):
         raise ConfigError(f"gguf_file={gguf_file!r} names a file in a folder or a hub's repository, and {text!r} is neither")
     if named:
