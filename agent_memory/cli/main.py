@@ -16,7 +16,7 @@ import typer
 
 from agent_memory import __version__
 from agent_memory.cli import bench_command, measure_commands, model_commands, store_commands
-from agent_memory.errors import AgentMemoryError
+from agent_memory.errors import AgentMemoryError, message_of
 
 app = typer.Typer(
     name="agent-memory",
@@ -74,7 +74,7 @@ def _report(problem: Exception) -> int:
         return _fail("no space is left on the device; nothing acknowledged is lost", 1)
     if isinstance(problem, OSError) and problem.strerror:
         return _fail(f"{problem.strerror}: {problem.filename}" if problem.filename else problem.strerror, 1)
-    return _fail(f"unexpected {type(problem).__name__}: {problem} (--debug shows where)", 1)
+    return _fail(f"unexpected {type(problem).__name__}: {message_of(problem)} (--debug shows where)", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 def speaker(role: str, name: str | None) -> str:
     """A role and perhaps a tool's name, in the colour of the role."""
     style = ROLE_STYLES.get(role, "white")
-    return f"[{style}]{role}[/]" + (f" {snippet(name, 24)}" if name else "")
+    return f"[{style}]{snippet(role, 24)}[/]" + (f" {snippet(name, 24)}" if name else "")
 
 
 def table(*headings: str, right: tuple[str, ...] = ()) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agent_memory.chat.checks import check_message, check_tools
 from agent_memory.store.names import check_name
 from agent_memory.types import Message, Recall, ReplyFormat, Sampling, Turn
 
@@ -32,6 +33,7 @@ class Request:
 
     Raises:
         InvalidName: a session or namespace that cannot be one; an empty one is no name.
+        ConfigError: a message that cannot be kept, or a tool that cannot be described to a model.
     """
 
     session: str | None
@@ -50,6 +52,9 @@ class Request:
             check_name(self.session)
         if self.namespace is not None:
             check_name(self.namespace, "namespace")
+        check_tools(self.tools)
+        for message in self.messages:
+            check_message(message)
 
 
 @dataclass(frozen=True, slots=True)
