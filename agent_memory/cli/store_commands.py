@@ -17,7 +17,7 @@ import typer
 
 from agent_memory.cli import shapes
 from agent_memory.cli.command import Call, command
-from agent_memory.errors import ConfigError, SessionNotFound
+from agent_memory.errors import AgentMemoryError, ConfigError, SessionBusy, SessionNotFound
 from agent_memory.store.names import check_name
 from agent_memory.types import SessionInfo
 
@@ -147,18 +147,52 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     yes: Yes = False,
 ) -> None:
-    """Delete the Sessions of a namespace that were not written for a while."""
+    """Delete the Sessions of a namespace that were not written for a while; those that are in use stay, and are named."""
     before = time.time() - _seconds(older_than)
+    skipped: list[tuple[SessionInfo, SessionBusy]] = []
+    problem: AgentMemoryError | None = None
     with call.open_store() as store:
         old = [info for info in store.sessions(call.settings.namespace, branches=True) if info.updated < before]
         if old and not dry_run:
             _confirm(f"Delete {shapes.count(len(old), 'Session')}: {', '.join(info.name for info in old)}?", yes)
-            for info in old:
-                store.delete(info.name, call.settings.namespace)
+            old, skipped, problem = _delete_each(store, old)
     verb = "would delete" if dry_run else "deleted"
-    payload = {"pruned": [info.name for info in old], "bytes": sum(info.bytes for info in old), "dry_run": dry_run}
-    names = "".join(f"\n  {info.name}" for info in old)
-    call.answer(payload, lambda: call.out.print(f"{verb} {shapes.count(len(old), 'Session')}{names}", markup=False))
+    payload = {
+        "pruned": [info.name for info in old],
+        "skipped": [{"session": info.name, "reason": str(busy)} for info, busy in skipped],
+        "bytes": sum(info.bytes for info in old),
+        "dry_run": dry_run,
+    }
+
+    def people() -> None:
+        call.out.print(f"{verb} {shapes.count(len(old), 'Session')}" + "".join(f"\n  {info.name}" for info in old), markup=False)
+        if skipped:
+            left = "".join(f"\n  {info.name}: {busy}" for info, busy in skipped)
+            are = "is" if len(skipped) == 1 else "are"
+            call.out.print(f"left {shapes.count(len(skipped), 'Session')} that {are} in use{left}", markup=False)
+
+    call.answer(payload, people)
+    if problem is not None:
+        raise problem
+
+
+def _delete_each(
+    store: Store, found: list[SessionInfo]
+) -> tuple[list[SessionInfo], list[tuple[SessionInfo, SessionBusy]], AgentMemoryError | None]:
+    """(Sessions that were deleted, those in use, what ended it early if anything did)."""
+    deleted, skipped = list[SessionInfo](), list[tuple[SessionInfo, SessionBusy]]()
+    for info in found:
+        try:
+            store.delete(info.name, info.namespace)
+        except SessionBusy as busy:
+            skipped.append((info, busy))
+        except SessionNotFound:  # somebody else has deleted it meanwhile
+            continue
+        except AgentMemoryError as problem:
+            return deleted, skipped, problem
+        else:
+            deleted.append(info)
+    return deleted, skipped, None
 
 
 def _info(store: Store, namespace: str, name: str) -> SessionInfo:

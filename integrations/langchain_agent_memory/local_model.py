@@ -16,7 +16,7 @@ from langchain_core.runnables.config import ensure_config
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from agent_memory.connection import Connection, session_named, tenant_named
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, SessionBusy
 from agent_memory.types import Sampling
 
 if TYPE_CHECKING:
@@ -142,10 +142,21 @@ class LocalModel(BaseModel):
     def prune(
         self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
     ) -> None:
-        """Of each conversation keep the branch that was written to last, or nothing, as a checkpointer's ``prune`` does."""
+        """Of each conversation keep the branch that was written to last, or nothing, as a checkpointer's ``prune`` does.
+
+        Raises:
+            SessionBusy: some are in use elsewhere; it names them, and all others were pruned.
+        """
         names = [session_named(thread_id) for thread_id in thread_ids]
         histories, tenant = self._open(namespace)
-        histories.prune(names, tenant, strategy=strategy)
+        busy: list[SessionBusy] = []
+        for name in names:
+            try:
+                histories.prune([name], tenant, strategy=strategy)
+            except SessionBusy as problem:
+                busy.append(problem)
+        if busy:
+            raise SessionBusy(", ".join(problem.session for problem in busy), busy[0].holder)
 
     async def aprune(
         self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
