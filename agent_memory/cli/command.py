@@ -86,6 +86,15 @@ OUTPUT_OPTIONS: dict[str, Any] = {
 }
 
 
+def _can_be_printed(text: str) -> bool:
+    """Whether standard output takes every character of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Show(Protocol):
     """Moves a progress bar."""
 
@@ -109,7 +118,8 @@ class Call:
     def answer(self, payload: Mapping[str, Any], show: Callable[[], None]) -> None:
         """Print ``payload`` as one JSON object, or ``show`` it to a person."""
         if self.json:
-            typer.echo(json.dumps(payload, ensure_ascii=False, default=str))
+            text = json.dumps(payload, ensure_ascii=False, default=str)
+            typer.echo(text if _can_be_printed(text) else json.dumps(payload, default=str))
         else:
             show()
 
