@@ -1,4 +1,4 @@
-"""What is given from outside, looked at before anything is made of it: plain JSON, JSON schemas, descriptions of tools.
+"""What is given from outside, looked at before anything is made of it: plain JSON, JSON schemas, descriptions of tools, URLs.
 
 Knows values, and what the rooms above read of them; standard library only. Each function says in words what is wrong, or None.
 """
@@ -6,6 +6,7 @@ Knows values, and what the rooms above read of them; standard library only. Each
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,18 @@ LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 
 ONES = ("items", "additionalProperties")
 """Keywords that hold one schema; older schemas have a list of them under ``items``."""
+
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]\S*@")  # up to the last @, since a password may hold one; what begins with / has no host
+
+
+def without_credentials(value: Any) -> Any:
+    """``value`` (a text, or lists and mappings of them) with user and password taken out of every URL, to be shown."""
+    if isinstance(value, str):
+        return _CREDENTIALS.sub("", value)
+    if isinstance(value, Mapping):
+        return {key: without_credentials(part) for key, part in value.items()}
+    return [without_credentials(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def text_problem(text: str) -> str | None:

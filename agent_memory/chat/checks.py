@@ -24,13 +24,14 @@ def check_role(role: Any) -> None:
 def check_message(message: Message) -> None:
     """Raise ConfigError for a role there is not, or content, a name, an id or a call that cannot be kept."""
     check_role(message.role)
-    if not isinstance(message.content, str):
-        raise ConfigError(f"the content of a {message.role} message must be text, not {type(message.content).__name__}")
+    content: Any = message.content
+    if not isinstance(content, str):
+        raise ConfigError(f"the content of a {message.role} message must be text, not {type(content).__name__}")
     for problem in _problems(message):
         raise ConfigError(f"a {message.role} message cannot be kept: {problem}")
 
 
-def _problems(message: Message) -> Iterator[str]:
+def _problems(message: Any) -> Iterator[str]:
     for what, word in (("name", message.name), ("tool_call_id", message.tool_call_id)):
         if not isinstance(word, str | None):
             yield f"its {what} must be text, not {type(word).__name__}"

@@ -18,6 +18,7 @@ import typer
 from agent_memory import __version__
 from agent_memory.cli import bench_command, measure_commands, model_commands, store_commands
 from agent_memory.errors import AgentMemoryError, message_of
+from agent_memory.given import without_credentials
 
 app = typer.Typer(
     name="agent-memory",
@@ -87,7 +88,9 @@ def _report(problem: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)  # typer's echo would write UTF-8 to a terminal that takes ASCII
+    print(
+        "error: " + without_credentials(" ".join(message.split())), file=sys.stderr
+    )  # typer's echo would write UTF-8 to a terminal that takes ASCII
     return code
 
 

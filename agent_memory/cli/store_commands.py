@@ -18,6 +18,7 @@ import typer
 from agent_memory.cli import shapes
 from agent_memory.cli.command import Call, command
 from agent_memory.errors import AgentMemoryError, ConfigError, SessionBusy, SessionNotFound
+from agent_memory.given import without_credentials
 from agent_memory.store.names import check_name
 from agent_memory.types import SessionInfo
 
@@ -49,14 +50,14 @@ def sessions(call: Call, branches: Annotated[bool, typer.Option("--all", help="B
     """List the Sessions of a namespace, with their size on disk."""
     with call.open_store() as store:
         found = store.sessions(call.settings.namespace, branches=branches)
-    total = sum(info.bytes for info in found)
+    total, place = sum(info.bytes for info in found), without_credentials(call.settings.store)
 
     def people() -> None:
         if found:
             call.out.print(shapes.session_table(found))
-        call.out.print(f"{shapes.count(len(found), 'Session')}, {shapes.size(total)} on disk in {call.settings.store}")
+        call.out.print(f"{shapes.count(len(found), 'Session')}, {shapes.size(total)} on disk in {place}")
 
-    call.answer({"store": call.settings.store, "sessions": [asdict(info) for info in found], "bytes": total}, people)
+    call.answer({"store": place, "sessions": [asdict(info) for info in found], "bytes": total}, people)
 
 
 def show(call: Call, session: Session, last: Last = 20, full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False) -> None:

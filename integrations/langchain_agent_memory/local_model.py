@@ -6,8 +6,7 @@ Knows settings and configurations; nothing of messages.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, mo
 
 from agent_memory.connection import Connection, session_named, tenant_named
 from agent_memory.errors import ConfigError, SessionBusy
+from agent_memory.given import without_credentials
 from agent_memory.types import Sampling
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ CALL_OPTIONS = frozenset(
     }
 )  # fmt: skip
 """Options of one call."""
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 
 
 class LocalModel(BaseModel):
@@ -94,13 +92,22 @@ class LocalModel(BaseModel):
     @property
     def model_label(self) -> str:
         """What the model is called in traces and metadata."""
-        return "pocket" if self.model is None else self.model
+        return "pocket" if self.model is None else str(without_credentials(self.model))
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
         names = ("gguf_file", "namespace", "method", "session_id", "max_tokens", "temperature", "top_p", "top_k", "seed", "options")
-        store = None if self.store is None else _CREDENTIALS.sub("", self.store)
-        return {"model": self.model_label, "store": store, **{name: getattr(self, name) for name in names}}
+        return {"model": self.model_label, **{name: without_credentials(getattr(self, name)) for name in ("store", *names)}}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain writes down in the place of attributes that hold a password."""
+        given = {name: getattr(self, name) for name in ("model", "store", "options")}
+        return {name: shown for name, value in given.items() if (shown := without_credentials(value)) != value}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is printed of the model: no password in a URL."""
+        return ((name, without_credentials(value)) for name, value in super().__repr_args__())
 
     def load(self) -> None:
         """Load the model now instead of at the first call: in a server before its event loop starts, which importing torch holds up."""

@@ -88,6 +88,6 @@ def test_llama_index_takes_no_empty_name(tiny_model: str, way: str, own_folder: 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "\ud800", "x" * 256])
 def test_a_request_has_names_that_can_be(name: str) -> None:
-    for names in ({"session": name}, {"session": "t", "namespace": name}):
+    for session, namespace in ((name, None), ("t", name)):
         with pytest.raises(InvalidName):
-            Request(messages=[Message("user", "one")], **names)
+            Request(session, [Message("user", "one")], namespace=namespace)

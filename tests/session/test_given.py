@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ REFUSED: dict[str, Callable[[Session], Any]] = {
     "another role": lambda session: session.append_message(Message("developer", "x")),  # type: ignore[arg-type]
     "a name": lambda session: session.append("tool", "x", name=f"look{LONE}"),
     "a system prompt": lambda session: session.configure(system=f"Be kind{LONE}."),
-    **{f"tool: {case}": lambda session, case=case: session.configure(tools=[TOOLS[case]]) for case in TOOLS},
-    **{f"message: {case}": lambda session, case=case: session.append_message(MESSAGES[case]) for case in MESSAGES},
+    **{f"tool: {case}": methodcaller("configure", tools=[given]) for case, given in TOOLS.items()},
+    **{f"message: {case}": methodcaller("append_message", given) for case, given in MESSAGES.items()},
 }
 
 

@@ -6,7 +6,7 @@ Knows LlamaIndex's interface of a model; nothing of tools. Only messages that th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
 from llama_index.llms.agent_memory.messages import from_messages, to_messages
@@ -32,6 +32,7 @@ from llama_index.llms.agent_memory.responses import completion, finished
 from llama_index.llms.agent_memory.streams import acompletions, astreamed, completions, ending, streamed
 
 from agent_memory.connection import Connection, session_named, tenant_named
+from agent_memory.given import without_credentials
 from agent_memory.turns import to_message
 from agent_memory.types import Message
 
@@ -68,6 +69,15 @@ class ConversingLLM(ReplySettings, LLM):
     method: str | None = Field(default=None, description="How memory takes part in attention.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further Settings.")
     _connection: Connection = PrivateAttr(default_factory=Connection)
+
+    @field_serializer("model", "store", "options")
+    def _without_credentials(self, value: Any) -> Any:
+        """Callbacks are given, and write down, what a model is made of."""
+        return without_credentials(value)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is printed of the model: no password in a URL."""
+        return ((name, without_credentials(value)) for name, value in super().__repr_args__())
 
     @property
     def metadata(self) -> LLMMetadata:
