@@ -10,7 +10,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,14 @@ class Timeline(View):
             super().close()
             if self._lock is not None:
                 self._lock.release(clean=not self._untidy)
+
+    def let_go(self) -> Callable[[], None]:
+        """Free the Session as the end of the process would, for whoever dropped it without ``close``: nothing is written or removed, and no
+        lock of this process is waited for. Returns what closes its files, to be called where one may be."""
+        self._closed = True
+        if self._lock is not None:
+            self._lock.release(clean=False)
+        return super().close
 
     def abandon(self) -> None:
         """In a forked child: let go of the inherited lock without freeing it."""
