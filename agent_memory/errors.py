@@ -177,6 +177,14 @@ class HistoryRewritten(UserWarning):
     """A client changed a message that was read long ago, so all after it has to be read again."""
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says; nothing if it cannot say it, because its ``__str__`` fails in its turn."""
+    try:
+        return str(error)
+    except BaseException:  # also SystemExit: it is the error itself that has to be told
+        return ""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says anything, to be told in one line of our own; its name if there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip() for line in message_of(error).splitlines() if line.strip()), type(error).__name__)

@@ -252,6 +252,7 @@ class Runtime:
             branch=partial(self._branch, reinterpret=reinterpret),
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
             structured=self._structured,
+            later=self.cache.later,
         )
         return Session(conversation, services, timeout=max(self._timeout, 0.0))
 

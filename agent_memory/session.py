@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from .attention.trace import Trace
 from .conversation import Conversation
@@ -27,8 +28,28 @@ if TYPE_CHECKING:
     from .store.timeline import Timeline
 
 
+@dataclass(slots=True)
+class _Held:
+    """What an open Session holds, apart from it, so that it can be given back once the Session is gone."""
+
+    timeline: Timeline
+    engine: MemoryEngine | None = None
+    files: SegmentFiles | None = None
+
+
+def _give_back(held: _Held, pid: int, later: Callable[[Callable[[], None]], None]) -> None:
+    """Free a Session that was dropped without ``close``, with nothing written. A finalizer: it runs in the middle of anything, in any
+    thread, so it waits for no lock, and puts off what needs one."""
+    if pid != os.getpid():
+        return
+    later(held.timeline.let_go())
+    if held.engine is not None:
+        held.engine.kv.drop()
+
+
 class Session:
-    """One agent's timeline. Made by :meth:`Runtime.session`; a context manager.
+    """One agent's timeline. Made by :meth:`Runtime.session`; a context manager. One that is dropped is given back when Python collects it,
+    as if its process had ended: what is acknowledged is there, and keys and values that are not on disk are made again.
 
     Args:
         conversation: its turns.
@@ -40,9 +61,10 @@ class Session:
         self._conversation, self._services, self._timeout = conversation, services, timeout
         self._timeline: Timeline = conversation.timeline
         self._lock, self._pid, self._closed = threading.Lock(), os.getpid(), False
-        self._engine: MemoryEngine | None = None
-        self._files: SegmentFiles | None = None
-        self._streamed: Generator[str, None, None] | None = None
+        self._kept = _Held(self._timeline)
+        self._finalizer = weakref.finalize(self, _give_back, self._kept, self._pid, services.later)
+        self._finalizer.atexit = False  # the end of the process frees everything
+        self._streamed: weakref.ref[Generator[str, None, None]] | None = None  # one that nobody reads any more ends itself
         self._sent: tuple[Message, Turn] | None = None
         self._unfinished = False
         self.last_recall: Recall | None = None
@@ -192,8 +214,9 @@ class Session:
             hooks: transformers' ``processors``, ``stopping``, ``streamer``; and ``cancelled``, asked before each token.
         """
         request = GenerationRequest((), max_new_tokens, sampling or Sampling(), tuple(stop), self._conversation.end_ids)
-        self._streamed = self._generate(request, format or ReplyFormat(), hooks)
-        return self._streamed
+        stream = self._generate(request, format or ReplyFormat(), hooks)
+        self._streamed = weakref.ref(stream)
+        return stream
 
     def check_format(self, format: ReplyFormat, max_new_tokens: int) -> None:
         """Raise ConfigError if no reply of so many tokens can be held to ``format`` here."""
@@ -257,12 +280,20 @@ class Session:
         """The next use reads keys and values from disk again."""
         if self._engine is not None:
             self._engine.kv.close()
-        self._engine = self._files = None
+        self._kept.engine = self._kept.files = None
 
     @property
     def engine(self) -> MemoryEngine:
         """What makes keys and values here; for counters, and for forks."""
         return self._engine_now()
+
+    @property
+    def _engine(self) -> MemoryEngine | None:
+        return self._kept.engine
+
+    @property
+    def _files(self) -> SegmentFiles | None:
+        return self._kept.files
 
     @property
     def has_engine(self) -> bool:
@@ -271,7 +302,7 @@ class Session:
 
     def adopt(self, engine: MemoryEngine, files: SegmentFiles) -> None:
         """Take over keys and values that a parent shared."""
-        self._engine, self._files = engine, files
+        self._kept.engine, self._kept.files = engine, files
 
     def close(self, *, keep: bool = True) -> None:
         """Write what is left, so that reopening is exact, and free the Session. Closing twice is fine.
@@ -290,6 +321,7 @@ class Session:
                 self._files.save_tail(self._engine.kv)
         finally:
             self._closed = True
+            self._finalizer.detach()
             if self._engine is not None:
                 self._engine.kv.close()
             self._timeline.close()
@@ -320,13 +352,14 @@ class Session:
 
     def _end_stream(self) -> None:
         """Cancel a reply nobody reads to its end."""
-        if self._streamed is not None:
+        stream = None if self._streamed is None else self._streamed()
+        if stream is not None:
             try:
-                self._streamed.close()
+                stream.close()
             except ValueError:  # another thread is inside it
                 raise SessionBusy(f"{self.namespace}/{self.name}", "another thread") from None
 
     def _engine_now(self) -> MemoryEngine:
         if self._engine is None:
-            self._engine, self._files = self._services.open_engine()
-        return self._engine
+            self.adopt(*self._services.open_engine())
+        return cast("MemoryEngine", self._engine)

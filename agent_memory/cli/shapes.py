@@ -54,7 +54,7 @@ def printable(text: str) -> str:
 def speaker(role: str, name: str | None) -> str:
     """A role and perhaps a tool's name, in the colour of the role."""
     style = ROLE_STYLES.get(role, "white")
-    return f"[{style}]{role}[/]" + (f" {snippet(name, 24)}" if name else "")
+    return f"[{style}]{snippet(role, 24)}[/]" + (f" {snippet(name, 24)}" if name else "")
 
 
 def table(*headings: str, right: tuple[str, ...] = ()) -> Table:
@@ -70,6 +70,9 @@ def session_table(sessions: Iterable[SessionInfo]) -> Table:
     made = table("session", "turns", "tokens", "disk", "written", "parent", right=("turns", "tokens", "disk"))
     for info in sessions:
         parent = snippet(info.parent or "", 32)
+        if info.damage is not None:
+            made.add_row(snippet(info.name, 48), "", "", "", "[red]damaged[/]", "")
+            continue
         made.add_row(snippet(info.name, 48), f"{info.turns:,}", f"{info.tokens:,}", size(info.bytes), age(info.updated), parent)
     return made
 

@@ -10,10 +10,10 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,7 +34,7 @@ from agent_memory.store.tables import LIVE
 from agent_memory.store.threads import ReadThreads
 from agent_memory.store.turn_index import NewTurn
 from agent_memory.store.view import TAIL_FILE, View
-from agent_memory.types import BLOCK_TOKENS, SEGMENT_BLOCKS, KVLayout, ModelId, Role, Turn
+from agent_memory.types import BLOCK_TOKENS, ROLES, SEGMENT_BLOCKS, KVLayout, ModelId, Role, Turn
 
 
 class Ground:
@@ -186,6 +186,14 @@ class Timeline(View):
             if self._lock is not None:
                 self._lock.release(clean=not self._untidy)
 
+    def let_go(self) -> Callable[[], None]:
+        """Free the Session as the end of the process would, for whoever dropped it without ``close``: nothing is written or removed, and no
+        lock of this process is waited for. Returns what closes its files, to be called where one may be."""
+        self._closed = True
+        if self._lock is not None:
+            self._lock.release(clean=False)
+        return super().close
+
     def abandon(self) -> None:
         """In a forked child: let go of the inherited lock without freeing it."""
         if self._lock is not None:
@@ -247,8 +255,8 @@ class Timeline(View):
 
 def check_turn(role: object, text: object, name: object, chain: object) -> None:
     """Raise InvalidTurn for what cannot be a turn, before anything of it is written."""
-    if role not in get_args(Role):
-        raise InvalidTurn(f"role={role!r} cannot be used; choose one of {', '.join(get_args(Role))}")
+    if role not in ROLES:
+        raise InvalidTurn(f"role={role!r} cannot be used; choose one of {', '.join(ROLES)}")
     for what, value in {"text": text, "name": "" if name is None else name, "chain": chain}.items():
         if not isinstance(value, str):
             raise InvalidTurn(f"the {what} of a turn is text, not {type(value).__name__}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Select, func, insert, select
 from agent_memory.errors import StoreCorrupt
 from agent_memory.store.index import Span, are_counts, change_session, is_json_object, is_time, session_by_id, written
 from agent_memory.store.tables import seal, turns
-from agent_memory.types import Role, Turn
+from agent_memory.types import ROLES, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def _turn_seal(session_id: int, turn: Any) -> int:
 def _is_turn(row: Any) -> bool:
     """Whether the columns of a turn hold what they are for."""
     texts = (row.chain, row.text, row.meta, row.name or "", row.recall or "")
-    if row.role not in get_args(Role) or not (
+    if row.role not in ROLES or not (
         are_counts((row.idx, row.start, row.tokens)) and all(isinstance(text, str) for text in texts) and is_time(row.created)
     ):
         return False
