@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sqlite3
+import traceback
 import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
@@ -178,6 +179,16 @@ def test_contents_that_cannot_be(made: Path, table: str, columns: dict[str, Any]
     change(made, table, where, **columns)
     assert kinds(made)
     use_everything(made)
+
+
+def test_an_error_does_not_quote_what_the_index_holds(made: Path) -> None:
+    run_sql(made, "UPDATE turns SET text = CAST(X'736563726574FF' AS TEXT)")
+    with Store.open(made) as store:
+        try:
+            store.turns("s")
+        except StoreCorrupt:
+            said = traceback.format_exc()
+        assert "secret" not in said and "decode" in said
 
 
 def test_segments_are_held_to_the_layout(fresh: Callable[[], Path]) -> None:
