@@ -141,8 +141,7 @@ def read(ground: Ground, archive: Archive, values: dict[str, Any]) -> None:
                 session = index.insert_session(connection, values)
             except IntegrityError:
                 raise SessionExists(f"there is a session {values['name']!r} in {values['namespace']!r}; give another name") from None
-            for turn in _read(archive.path, _turns(source)):
-                turn_index.insert_turn(connection, session.id, turn)
+            turn_index.insert_turns(connection, session.id, _read(archive.path, _turns(source)))
             for first_block, blocks, file, contents in segments:
                 segment_index.insert_segment(connection, SegmentRow(session.id, first_block, blocks, file, contents), time.time())
             if tail is not None:

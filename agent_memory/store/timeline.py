@@ -97,7 +97,7 @@ class Timeline(View):
                 recall=None if recall is None else _json(recall),
             )
             with self._database.write("a turn") as connection:
-                turn_index.insert_turn(connection, self._row.id, new)
+                turn_index.insert_turns(connection, self._row.id, [new])
             self._turn_count, self._token_count, self._chain = new.idx + 1, new.start + new.tokens, chain
             return Turn(new.idx, role, name, text, new.start, new.tokens, chain, new.created, json.loads(new.meta))
 

@@ -6,7 +6,7 @@ Knows rows and their seals; every function runs inside the transaction of the co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,17 @@ def last_turn(connection: Connection, spans: Sequence[Span]) -> Turn | None:
     return None
 
 
-def insert_turn(connection: Connection, session_id: int, turn: NewTurn) -> None:
-    """Insert a turn, and count it."""
-    values = {column: getattr(turn, column) for column in NewTurn.__slots__}
-    sealed = _turn_seal(session_id, turn)
-    done = connection.execute(insert(turns).values(session_id=session_id, **values, seal=sealed, ids_seal=seal(turn.ids)))
-    written(done.rowcount, "a turn")
-    change_session(connection, session_by_id(connection, session_id), turns=turn.idx + 1)
+def insert_turns(connection: Connection, session_id: int, new: Iterable[NewTurn]) -> None:
+    """Insert turns that follow those there are, and count them."""
+    count = None
+    for turn in new:
+        values = {column: getattr(turn, column) for column in NewTurn.__slots__}
+        sealed = _turn_seal(session_id, turn)
+        done = connection.execute(insert(turns).values(session_id=session_id, **values, seal=sealed, ids_seal=seal(turn.ids)))
+        written(done.rowcount, "a turn")
+        count = turn.idx + 1
+    if count is not None:
+        change_session(connection, session_by_id(connection, session_id), turns=count)
 
 
 def read_turns(connection: Connection, spans: Sequence[Span], start: int, stop: int) -> list[Turn]:
