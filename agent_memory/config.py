@@ -6,12 +6,14 @@ Knows names, types and sources; nothing of what a setting does.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from agent_memory.errors import ConfigError
+from agent_memory.given import without_credentials
 from agent_memory.memory.sizes import parse_size
 from agent_memory.types import Budget, ColdKind
 
@@ -96,12 +98,17 @@ class Settings(BaseSettings):
             ConfigError: a setting that is unknown or cannot be used, wherever it was written.
         """
         _refuse_unknown_variables(cls)
+        _refuse_empty_names()
         try:
             return cls(**{name: value for name, value in keywords.items() if value is not None})
         except ValidationError as problem:
-            raise ConfigError("; ".join(_one_line(error, keywords) for error in problem.errors())) from None
+            raise ConfigError(without_credentials("; ".join(_one_line(error, keywords) for error in problem.errors()))) from None
         except ValueError as problem:
             raise ConfigError(f"{TOML_FILE} cannot be read: {problem}") from None
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is printed of the settings: no password in a URL."""
+        return ((name, without_credentials(value)) for name, value in super().__repr_args__())
 
     @property
     def budget(self) -> Budget:
@@ -114,6 +121,13 @@ def _refuse_unknown_variables(settings: type[Settings]) -> None:
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigError(f"unknown environment variable {unknown[0]}; known are {', '.join(sorted(known))}")
+
+
+def _refuse_empty_names() -> None:
+    """An empty variable counts as not set, but for those that say whose memory is meant and where it is: the default is another's."""
+    for name in (PREFIX + "NAMESPACE", PREFIX + "STORE"):
+        if os.environ.get(name) == "":
+            raise ConfigError(f"{name}='' is empty; name one, or unset the variable to take the default")
 
 
 def _one_line(error: Any, keywords: dict[str, Any]) -> str:

@@ -9,8 +9,28 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .store.names import check_name
+
 if TYPE_CHECKING:
     from .history import Histories
+
+
+def session_named(given: str) -> str:
+    """``given`` unchanged.
+
+    Raises:
+        InvalidName: it cannot be the name of a Session; an empty one cannot.
+    """
+    return check_name(given)
+
+
+def tenant_named(given: str | None, own: str) -> str:
+    """The namespace that is meant: ``given``, or ``own`` where none is given.
+
+    Raises:
+        InvalidName: ``given`` cannot be a namespace; an empty one cannot, and is no other word for the default.
+    """
+    return own if given is None else check_name(given, "namespace")
 
 
 class Connection:

@@ -145,8 +145,9 @@ class MemoryEngine:
         finally:
             if self.replies is not None:
                 self.replies.close()
-            self.kv.truncate(min(start, self.kv.length))
-            self.final = min(self.final, self.floor(start))
+            if not self.kv.dropped:  # in a cycle of garbage the Session may go before its reply
+                self.kv.truncate(min(start, self.kv.length))
+                self.final = min(self.final, self.floor(start))
 
     def _decoded(self, token: int, trace: Trace) -> Tensor | None:
         """Logits after one more token of a reply."""

@@ -25,6 +25,7 @@ Knows names and messages only. Each message says what happened, to what, and wha
     │   ├── SessionNotFound
     │   ├── InvalidName             a name that cannot be one
     │   ├── EmptyMessage
+    │   ├── InvalidTurn             a turn that cannot be kept: its role, or text that is not valid Unicode (also a ValueError)
     │   ├── InvalidHistory          a history that cannot be, such as a tool result without its call
     │   ├── HeadTooLong             system prompt and tool schemas over a quarter of the window
     │   └── TurnTooLarge
@@ -148,6 +149,10 @@ class EmptyMessage(SessionError, ValueError):
     """A message without text."""
 
 
+class InvalidTurn(SessionError, ValueError):
+    """A turn that cannot be kept; nothing was written."""
+
+
 class InvalidHistory(SessionError, ValueError):
     """A history that cannot be, or that was trimmed where that is not wanted; the message names what and where."""
 
@@ -172,6 +177,14 @@ class HistoryRewritten(UserWarning):
     """A client changed a message that was read long ago, so all after it has to be read again."""
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says; nothing if it cannot say it, because its ``__str__`` fails in its turn."""
+    try:
+        return str(error)
+    except BaseException:  # also SystemExit: it is the error itself that has to be told
+        return ""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says anything, to be told in one line of our own; its name if there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip() for line in message_of(error).splitlines() if line.strip()), type(error).__name__)

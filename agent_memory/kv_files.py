@@ -6,7 +6,7 @@ Knows dtypes, tensor names and which Blocks are due; does not know attention, fi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import BlockDamaged
 from .memory.session_kv import SessionKV
+from .store.contents import misfit, not_finite
 from .store.segments import SegmentRow, TensorBytes
 from .store.timeline import Timeline
 from .types import BLOCK_TOKENS, SEGMENT_BLOCKS
@@ -61,6 +62,8 @@ class SegmentFiles:
         whole = np.ones(len(blocks), dtype=bool)
         if len(blocks):
             whole[self._timeline.read_blocks(f"layers.{layer}.kv", blocks.tolist(), out.view(-1).view(torch.uint8).numpy())] = False
+            # One that is not a number makes everything it meets one; so is the sum of a Block then, if anything in it is.
+            whole &= out.flatten(1).sum(1, dtype=torch.float32).isfinite().numpy() | ~whole
         return whole
 
     def flush(self, kv: SessionKV, final: int, *, whole: bool = True) -> None:
@@ -100,12 +103,13 @@ class SegmentFiles:
     def load(self, kv: SessionKV, progress: Callable[[int], None] | None = None) -> None:
         """Take up what is on disk: summaries of every Segment, window, sink, tail. Damaged Segments are marked lost."""
         for row in self._timeline.segments():
-            kv.restore(row.blocks, self._summaries(row))
+            fits = misfit(row.places, kv.layout, row.blocks) is None
+            kv.restore(row.blocks, self._summaries(row) if fits else None)
             if progress is not None:
                 progress(row.blocks)
         kv.refill()
         tail = self._timeline.tail()
-        if tail is not None:
+        if tail is not None and self._continues(tail[1], kv):
             kv.restore_tail({name: to_tensor(stored) for name, stored in tail[1].items()})
         behind = max((kv.length - part.clusters.blocks * BLOCK_TOKENS for part in kv.layers if part.clusters is not None), default=0)
         if behind > MANY_TOKENS:
@@ -115,6 +119,13 @@ class SegmentFiles:
                 self._timeline.name,
                 f"{behind:,}",
             )
+
+    def _continues(self, tail: Mapping[str, TensorBytes], kv: SessionKV) -> bool:
+        """Whether a tail holds what may follow the Segments: of every layer the same tokens, and no more than there are."""
+        if misfit(tail, kv.layout, None) is not None or not_finite(tail) is not None:
+            return False
+        counts = {tail[f"layers.{layer}.kv"].shape[3] for layer in range(kv.layout.layers)}
+        return len(counts) == 1 and kv.length + counts.pop() <= self._timeline.token_count
 
     def _summaries(self, row: SegmentRow) -> dict[str, Tensor] | None:
         try:

@@ -22,7 +22,7 @@ from .chat import ChatFormat
 from .chat import root as chain_root
 from .conversation import Conversation
 from .engine import CHUNK_TOKENS, Counters, MemoryEngine, Progress
-from .errors import ConfigError
+from .errors import ConfigError, StoreCorrupt
 from .kv_files import SegmentFiles
 from .made_up import LayerShape
 from .memory.block import NoDisk
@@ -169,7 +169,14 @@ class Runtime:
         return LayerShape(layer.query_heads, layer.kv_heads, layer.head_dim, self.attachment.dtype, self.attachment.device)
 
     def session(
-        self, name: str, namespace: str = "default", *, timeout: float | None = None, create: bool = True, reinterpret: bool = False
+        self,
+        name: str,
+        namespace: str = "default",
+        *,
+        timeout: float | None = None,
+        create: bool = True,
+        reinterpret: bool = False,
+        conversation: str | None = None,
     ) -> Session:
         """Open a Session, making it if it is new. One that is there keeps the method it was made with, and says so where that differs.
 
@@ -179,6 +186,7 @@ class Runtime:
             timeout: seconds to wait for another writer.
             create: False raises ``SessionNotFound`` for a new name.
             reinterpret: read it with this Runtime's method though another made it, for measurements.
+            conversation: a client's conversation it is of; ``SessionExists`` if it is of another one.
 
         Raises:
             SessionBusy: another writer holds it.
@@ -186,7 +194,9 @@ class Runtime:
             ConfigError: the tokenizer has no chat template.
         """
         wait, chat = self._timeout if timeout is None else timeout, self.chat
-        timeline = self.store.session(name, namespace, model=self.model_id, layout=self.layout, timeout=wait, create=create)
+        timeline = self.store.session(
+            name, namespace, model=self.model_id, layout=self.layout, timeout=wait, create=create, conversation=conversation
+        )
         return self._wrap(timeline, chat, reinterpret)
 
     def score(
@@ -242,6 +252,7 @@ class Runtime:
             branch=partial(self._branch, reinterpret=reinterpret),
             damaged=lambda: self._damaged(timeline.name, timeline.namespace),
             structured=self._structured,
+            later=self.cache.later,
         )
         return Session(conversation, services, timeout=max(self._timeout, 0.0))
 
@@ -283,17 +294,22 @@ class Runtime:
         return self._assemble(timeline, method, kv, files), files
 
     def _assemble(self, timeline: Timeline, method: Method, kv: SessionKV, files: SegmentFiles) -> MemoryEngine:
+        known = int(self.model.get_input_embeddings().num_embeddings)
+
         def tokens(start: int, stop: int) -> Tensor:
-            return torch.from_numpy(timeline.tokens(start, stop).astype("int64"))
+            ids = timeline.tokens(start, stop)
+            if len(ids) and int(ids.max()) >= known:
+                raise StoreCorrupt(f"session {timeline.name!r} holds token id {ids.max()}, the model knows {known}; run verify")
+            return torch.from_numpy(ids.astype("int64"))
 
         return MemoryEngine(
             self.attachment, self.tokenizer, method, kv, tokens, lambda final: files.flush(kv, final), self._pages, self._attention_shares
         )
 
-    def _branch(self, parent: Session, name: str, at: int | None, reinterpret: bool = False) -> Session:
+    def _branch(self, parent: Session, name: str, at: int | None, conversation: str | None, reinterpret: bool = False) -> Session:
         """A child of an open Session: its rows in the Store, and its keys and values shared with the parent's."""
         timeline = parent.timeline
-        timeline.fork(name, at)
+        timeline.fork(name, at, conversation=None if conversation == name else conversation)
         child = self.store.session(name, parent.namespace, model=self.model_id, layout=self.layout, timeout=self._timeout, create=False)
         session = self._wrap(child, self.chat, reinterpret)
         if parent.has_engine:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from .attention.trace import Trace
 from .conversation import Conversation
-from .errors import SessionBusy, SessionClosed
+from .errors import SessionBusy, SessionClosed, StoreFull
 from .recall import make_recall
 from .repair import repair_blocks
 from .services import Services
@@ -27,8 +28,28 @@ if TYPE_CHECKING:
     from .store.timeline import Timeline
 
 
+@dataclass(slots=True)
+class _Held:
+    """What an open Session holds, apart from it, so that it can be given back once the Session is gone."""
+
+    timeline: Timeline
+    engine: MemoryEngine | None = None
+    files: SegmentFiles | None = None
+
+
+def _give_back(held: _Held, pid: int, later: Callable[[Callable[[], None]], None]) -> None:
+    """Free a Session that was dropped without ``close``, with nothing written. A finalizer: it runs in the middle of anything, in any
+    thread, so it waits for no lock, and puts off what needs one."""
+    if pid != os.getpid():
+        return
+    later(held.timeline.let_go())
+    if held.engine is not None:
+        held.engine.kv.drop()
+
+
 class Session:
-    """One agent's timeline. Made by :meth:`Runtime.session`; a context manager.
+    """One agent's timeline. Made by :meth:`Runtime.session`; a context manager. One that is dropped is given back when Python collects it,
+    as if its process had ended: what is acknowledged is there, and keys and values that are not on disk are made again.
 
     Args:
         conversation: its turns.
@@ -40,9 +61,12 @@ class Session:
         self._conversation, self._services, self._timeout = conversation, services, timeout
         self._timeline: Timeline = conversation.timeline
         self._lock, self._pid, self._closed = threading.Lock(), os.getpid(), False
-        self._engine: MemoryEngine | None = None
-        self._files: SegmentFiles | None = None
-        self._streamed: Generator[str, None, None] | None = None
+        self._kept = _Held(self._timeline)
+        self._finalizer = weakref.finalize(self, _give_back, self._kept, self._pid, services.later)
+        self._finalizer.atexit = False  # the end of the process frees everything
+        self._streamed: weakref.ref[Generator[str, None, None]] | None = None  # one that nobody reads any more ends itself
+        self._sent: tuple[Message, Turn] | None = None
+        self._unfinished = False
         self.last_recall: Recall | None = None
 
     @property
@@ -109,19 +133,43 @@ class Session:
         Raises:
             EmptyMessage: no text; only the assistant may have had nothing to say.
             TurnTooLarge: over ``max_turn_tokens``; nothing was written.
-            StoreFull: no room; nothing was written.
+            StoreFull: no room. It says whether the turn is kept; where it is, appending the same again makes only its keys and values.
         """
         return self.append_message(Message(role, text, name, (), tool_call_id), prefill=prefill, progress=progress)
 
     def append_message(self, message: Message, *, prefill: bool = True, progress: Callable[[int], None] | None = None) -> Receipt:
         """:meth:`append` for a whole message, with tool calls."""
         with self._held():
-            turn = self._conversation.append(message)
+            turn = self._kept_before(message) or self._conversation.append(message)
+            self._sent = message, turn
             if message.role == "user" and self._engine is not None:
                 self._engine.kv.ahead.again()
             if prefill:
-                self._engine_now().catch_up(self._timeline.token_count, progress)
+                with self._room():
+                    self._engine_now().catch_up(self._timeline.token_count, progress)
             return Receipt(turn.index, turn.tokens, durable=True)
+
+    def _kept_before(self, message: Message) -> Turn | None:
+        """The last turn, if it is this message, of which there was no room for keys and values: sent again, it must not be doubled."""
+        unfinished, self._unfinished = self._unfinished, False
+        if not unfinished or self._sent is None:
+            return None
+        sent, turn = self._sent
+        return turn if sent == message and turn.index == self._timeline.turn_count - 1 else None
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say of a full disk what is kept already."""
+        try:
+            yield
+        except StoreFull as error:
+            if self._sent is None or self._sent[1].index != self._timeline.turn_count - 1:
+                raise
+            self._unfinished = True
+            raise StoreFull(
+                f"turn {self._sent[1].index} of session {self.name!r} is kept, but there is no room for its keys and values ({error}); "
+                "make room and send the same again: it is not doubled"
+            ) from error
 
     def append_ids(self, ids: Sequence[int]) -> Receipt:
         """Append token ids as they are, as a user's turn without text; their keys and values are made when they are needed."""
@@ -166,8 +214,9 @@ class Session:
             hooks: transformers' ``processors``, ``stopping``, ``streamer``; and ``cancelled``, asked before each token.
         """
         request = GenerationRequest((), max_new_tokens, sampling or Sampling(), tuple(stop), self._conversation.end_ids)
-        self._streamed = self._generate(request, format or ReplyFormat(), hooks)
-        return self._streamed
+        stream = self._generate(request, format or ReplyFormat(), hooks)
+        self._streamed = weakref.ref(stream)
+        return stream
 
     def check_format(self, format: ReplyFormat, max_new_tokens: int) -> None:
         """Raise ConfigError if no reply of so many tokens can be held to ``format`` here."""
@@ -185,7 +234,8 @@ class Session:
             try:
                 while True:
                     try:
-                        piece = next(pieces)
+                        with self._room():
+                            piece = next(pieces)
                     except StopIteration as end:
                         reason = end.value
                         break
@@ -205,8 +255,9 @@ class Session:
             if self._timeline.token_count:
                 self._engine_now().catch_up(self._timeline.token_count, progress)
 
-    def fork(self, name: str, at: int | None = None) -> Session:
-        """A Session of its own that shares the first ``at`` turns (all by default); this one stays as it is.
+    def fork(self, name: str, at: int | None = None, *, conversation: str | None = None) -> Session:
+        """A Session of its own that shares the first ``at`` turns (all by default); this one stays as it is. With ``conversation`` it is a
+        branch of a client's conversation of that name, and listed with it.
 
         Raises:
             SessionExists: the name is taken.
@@ -217,7 +268,7 @@ class Session:
                 engine.catch_up(self._timeline.token_count)
                 if self._files is not None:
                     self._files.flush(engine.kv, engine.final, whole=False)
-            return self._services.branch(self, name, at)
+            return self._services.branch(self, name, at, conversation)
 
     def repair(self, progress: Callable[[int], None] | None = None) -> tuple[int, ...]:
         """Make damaged Blocks again from their tokens; see :func:`agent_memory.repair.repair_blocks`."""
@@ -229,12 +280,20 @@ class Session:
         """The next use reads keys and values from disk again."""
         if self._engine is not None:
             self._engine.kv.close()
-        self._engine = self._files = None
+        self._kept.engine = self._kept.files = None
 
     @property
     def engine(self) -> MemoryEngine:
         """What makes keys and values here; for counters, and for forks."""
         return self._engine_now()
+
+    @property
+    def _engine(self) -> MemoryEngine | None:
+        return self._kept.engine
+
+    @property
+    def _files(self) -> SegmentFiles | None:
+        return self._kept.files
 
     @property
     def has_engine(self) -> bool:
@@ -243,7 +302,7 @@ class Session:
 
     def adopt(self, engine: MemoryEngine, files: SegmentFiles) -> None:
         """Take over keys and values that a parent shared."""
-        self._engine, self._files = engine, files
+        self._kept.engine, self._kept.files = engine, files
 
     def close(self, *, keep: bool = True) -> None:
         """Write what is left, so that reopening is exact, and free the Session. Closing twice is fine.
@@ -262,6 +321,7 @@ class Session:
                 self._files.save_tail(self._engine.kv)
         finally:
             self._closed = True
+            self._finalizer.detach()
             if self._engine is not None:
                 self._engine.kv.close()
             self._timeline.close()
@@ -292,13 +352,14 @@ class Session:
 
     def _end_stream(self) -> None:
         """Cancel a reply nobody reads to its end."""
-        if self._streamed is not None:
+        stream = None if self._streamed is None else self._streamed()
+        if stream is not None:
             try:
-                self._streamed.close()
+                stream.close()
             except ValueError:  # another thread is inside it
                 raise SessionBusy(f"{self.namespace}/{self.name}", "another thread") from None
 
     def _engine_now(self) -> MemoryEngine:
         if self._engine is None:
-            self._engine, self._files = self._services.open_engine()
-        return self._engine
+            self.adopt(*self._services.open_engine())
+        return cast("MemoryEngine", self._engine)

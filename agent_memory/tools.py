@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, overload
 
-from agent_memory.errors import ToolError
+from agent_memory.errors import ToolError, message_of
+from agent_memory.given import parameters_problem, text_problem
 from agent_memory.types import ToolCall
 
 MAX_ERROR_CHARS = 2_000
@@ -50,12 +51,23 @@ class Tool:
         schema: ``{"type": "function", "function": {"name", "description", "parameters"}}``.
         call: the function; it may be a coroutine function.
         timeout: seconds it may take; None leaves that to the agent.
+
+    Raises:
+        ToolError: no name, or a schema that is none.
     """
 
     name: str
     schema: Mapping[str, Any]
     call: Callable[..., Any]
     timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or text_problem(self.name):
+            raise ToolError(f"a tool cannot be called {ascii(self.name)}; give it a name that is text")
+        described = isinstance(self.schema, Mapping) and "function" in self.schema
+        problem = parameters_problem(self.schema) if described else "it has no 'function'"
+        if problem:
+            raise ToolError(f"the schema of tool {self.name!r} cannot be used: {problem}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The plain function."""
@@ -144,7 +156,7 @@ def start(tools: Mapping[str, Tool], call: ToolCall, timeout: float) -> Callable
 
 def check_arguments(described: Tool, arguments: Mapping[str, Any]) -> str | None:
     """What is wrong with `arguments`, in words the model can act on; None if they fit the schema."""
-    parameters = described.schema["function"].get("parameters", {})
+    parameters = described.schema["function"].get("parameters") or {}
     properties = parameters.get("properties", {})
     takes = f"{described.name} takes: {', '.join(properties) or 'no arguments'}"
     for name in arguments:
@@ -159,7 +171,9 @@ def check_arguments(described: Tool, arguments: Mapping[str, Any]) -> str | None
     return None
 
 
-def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+def _fits(value: Any, schema: Mapping[str, Any] | bool) -> bool:
+    if isinstance(schema, bool):
+        return schema
     if value is None and schema.get("nullable"):
         return True
     if "anyOf" in schema:
@@ -171,17 +185,19 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
     if kinds and not any(_TYPES.get(kind, lambda _: True)(value) for kind in kinds):
         return False
     items = schema.get("items")
-    return not (items and isinstance(value, (list, tuple))) or all(_fits(item, items) for item in value)
+    return not (isinstance(items, (Mapping, bool)) and isinstance(value, (list, tuple))) or all(_fits(item, items) for item in value)
 
 
-def _wanted(schema: Mapping[str, Any]) -> str:
+def _wanted(schema: Mapping[str, Any] | bool) -> str:
+    if isinstance(schema, bool):
+        return "any value" if schema else "left out"
     if "enum" in schema:
         return f"one of {_shown(schema['enum'])}"
     if "anyOf" in schema:
         return " or ".join(_wanted(choice) for choice in schema["anyOf"])
     kinds = schema.get("type", "any value")
     kind = kinds if isinstance(kinds, str) else " or ".join(kinds)
-    return f"{kind} of {_wanted(schema['items'])}" if "items" in schema else kind
+    return f"{kind} of {_wanted(schema['items'])}" if isinstance(schema.get("items"), Mapping) else kind
 
 
 def _shown(value: Any) -> str:
@@ -219,7 +235,7 @@ def _plain(value: Any) -> Any:
 
 def _one_line(error: BaseException) -> str:
     """``ValueError: what it says``, on one line."""
-    message = " ".join(str(error).split())
+    message = " ".join(message_of(error).split())
     return f"{type(error).__name__}: {message}"[:MAX_ERROR_CHARS] if message else type(error).__name__
 
 

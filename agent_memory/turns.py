@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .errors import StoreCorrupt
 from .types import Message, ToolCall, Turn
 
 
 def to_message(turn: Turn) -> Message:
-    """The message a turn was made from."""
-    calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in turn.meta.get("tool_calls", ()))
+    """The message a turn was made from; StoreCorrupt if what is kept with it is no message's."""
+    try:
+        calls = tuple(ToolCall(call["id"], call["name"], dict(call["arguments"])) for call in turn.meta.get("tool_calls", ()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _corrupt(turn) from error
     return Message(turn.role, turn.text, turn.name, calls, turn.meta.get("tool_call_id"))
 
 
@@ -32,4 +36,11 @@ def head_of(turns: Sequence[Turn]) -> tuple[str | None, list[Mapping[str, Any]]]
     """System prompt and tools that the first of ``turns`` holds; (None, []) if it is no head."""
     if not turns or not turns[0].meta.get("head"):
         return None, []
-    return turns[0].text or None, list(turns[0].meta.get("tools", []))
+    tools = turns[0].meta.get("tools", [])
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise _corrupt(turns[0])
+    return turns[0].text or None, list(tools)
+
+
+def _corrupt(turn: Turn) -> StoreCorrupt:
+    return StoreCorrupt(f"what the store keeps with turn {turn.index} is not what belongs there; restore the session from an export")

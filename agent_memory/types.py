@@ -1,13 +1,16 @@
 """The small frozen records that travel between the rooms of this package.
 
-Knows the nouns (Turn, Block, Segment, Recall, Budget) and nothing of how they are kept or computed: standard library only.
+Knows the nouns (Turn, Block, Segment, Recall, Budget), what one of them cannot be, and nothing of how they are kept or computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from agent_memory.errors import ConfigError
+from agent_memory.given import schema_problem
 
 BLOCK_TOKENS = 32
 """Tokens in a Block."""
@@ -19,6 +22,7 @@ GROUP_TOKENS = 16
 """Queries that share one selection, on an absolute grid."""
 
 Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
 TierName = Literal["device", "host", "disk", "host-int8", "host-int4"]
 ColdKind = Literal["exact", "int8", "int4"]
 Certificate = Literal["memory", "survivors", "no"]
@@ -207,12 +211,23 @@ class ReplyFormat:
         parallel: several calls in one reply.
         schema: JSON schema; where the reply would be text it is one JSON value of it.
         strict: a schema that cannot be enforced is an error with ``auto`` too; otherwise that tool's arguments are any JSON object.
+
+    Raises:
+        ConfigError: a schema that is none.
     """
 
     tool_choice: str = "auto"
     parallel: bool = True
     schema: Mapping[str, Any] | None = None
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schema is None:
+            return
+        if not isinstance(self.schema, Mapping):
+            raise ConfigError(f"the schema of a reply must be a JSON schema object, not {type(self.schema).__name__}; any JSON is {{}}")
+        if problem := schema_problem(self.schema):
+            raise ConfigError(f"the schema of the reply cannot be used: {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +266,10 @@ class ModelId:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One line of ``agent-memory sessions``. Bytes are those on disk that only this Session needs to be counted for."""
+    """One line of ``agent-memory sessions``. Bytes are those on disk that only this Session needs to be counted for.
+
+    ``damage`` says what is wrong with the index row of one that cannot be opened; nothing else is known of it then.
+    """
 
     namespace: str
     name: str
@@ -263,6 +281,7 @@ class SessionInfo:
     updated: float
     parent: str | None
     model: str
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

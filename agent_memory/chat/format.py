@@ -15,6 +15,7 @@ from typing import Any
 
 from agent_memory.chat import hashing
 from agent_memory.chat.call_form import COMMON, CallForm, find_call_form
+from agent_memory.chat.checks import check_head, check_message
 from agent_memory.chat.grammar import ReplyGrammar
 from agent_memory.chat.reply import MARKUP, ParsedReply, parse_fields, parse_text, silent_ids
 from agent_memory.chat.template import Schemas, Template, schema
@@ -57,7 +58,12 @@ class ChatFormat:
         self.thinking = self._prompt.rstrip().endswith("<think>")
 
     def head(self, system: str | None = None, tools: Schemas = ()) -> list[int]:
-        """Ids of the system prompt and the tool schemas, and of BOS if the template writes one; may be empty."""
+        """Ids of the system prompt and the tool schemas, and of BOS if the template writes one; may be empty.
+
+        Raises:
+            ConfigError: a system prompt that is no text, or a tool that cannot be described.
+        """
+        check_head(system, tools)
         text, is_open = self._head_text(system, tools)
         if not is_open:
             return self._encoder.encode(text)
@@ -73,9 +79,11 @@ class ChatFormat:
                 `message` follows `head(system, tools)` directly.
             system: system prompt of the conversation.
             tools: tool schemas of the conversation.
+
+        Raises:
+            ConfigError: a role there is not, or a name, id or call that cannot be kept.
         """
-        if not isinstance(message.content, str):
-            raise ConfigError(f"the content of a {message.role} message must be text, not {type(message.content).__name__}")
+        check_message(message)
         if not message.content.strip() and message.role != "assistant":
             raise EmptyMessage(f"a {message.role} message without text cannot be appended")
         if previous:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent_memory.chat.call_form import COMMON, CallForm
 from agent_memory.chat.text import clean_text
+from agent_memory.given import LISTS, MAPS, ONES, parts
 
 Pieces = Callable[[str], list[int | str]]
 """Cuts text into control tokens (their ids) and plain text."""
@@ -22,9 +23,6 @@ JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separat
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 """Formats of strings that can be enforced. JSON Schema lets a validator pass over any other."""
 
-_MAPS = ("properties", "$defs", "definitions", "patternProperties")
-_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_ONES = ("items", "additionalProperties")
 _ANYTHING = "(.|\\n)"
 
 
@@ -117,9 +115,9 @@ def _adapted(schema: Any, *, close: bool) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     made = dict(schema)
-    made |= {key: _adapted(made[key], close=close) for key in _ONES if key in made}
-    made |= {key: {name: _adapted(part, close=close) for name, part in made[key].items()} for key in _MAPS if _is_map(made, key)}
-    made |= {key: [_adapted(part, close=close) for part in made[key]] for key in _LISTS if _is_list(made, key)}
+    made |= {key: _adapted(made[key], close=close) for key in ONES if key in made}
+    made |= {key: {name: _adapted(part, close=close) for name, part in made[key].items()} for key in MAPS if _is_map(made, key)}
+    made |= {key: [_adapted(part, close=close) for part in made[key]] for key in LISTS if _is_list(made, key)}
     if close and "properties" in made:
         made.setdefault("additionalProperties", False)
     if made.get("format") not in FORMATS:
@@ -136,13 +134,7 @@ def _put_together(schema: Any) -> bool:
     if not isinstance(schema, Mapping):
         return False
     beside = "properties" in schema and any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf"))
-    return beside or len(schema.get("allOf", ())) > 1 or any(map(_put_together, _parts(schema)))
-
-
-def _parts(schema: Mapping[str, Any]) -> Iterator[Any]:
-    yield from (schema[key] for key in _ONES if key in schema)
-    yield from (part for key in _MAPS if _is_map(schema, key) for part in schema[key].values())
-    yield from (part for key in _LISTS if _is_list(schema, key) for part in schema[key])
+    return beside or len(schema.get("allOf", ())) > 1 or any(map(_put_together, parts(schema)))
 
 
 def _is_map(schema: Mapping[str, Any], key: str) -> bool:

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent_memory.chat.text import clean_text
+from agent_memory.given import json_problem
 from agent_memory.types import ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _THINK, _END_THINK = "<think>", "</think>"
 _BLANK, _CLOSING = re.compile(r"\s*"), re.compile(rf"\s*(?:{_CLOSE}|\Z)")
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    """The number nearest to ``digits``: JSON has numbers that a float has not, and what is infinite could not be kept."""
+    return min(max(float(digits), -sys.float_info.max), sys.float_info.max)
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_float=_finite, parse_constant=_no_number)
 MARKUP = (_OPEN, _CLOSE, _THINK, _END_THINK)
 """Texts the fallback parser reads; a tokenizer may have them as special tokens."""
 
@@ -92,7 +107,7 @@ def _split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
 def _call_at(text: str, start: int) -> tuple[ToolCall, int] | None:
     """The call whose JSON begins at `start`, and the index after its closing tag, which the very end of `text` stands in for."""
     try:
-        value, stop = json.JSONDecoder(strict=False).raw_decode(text, _BLANK.match(text, start).end())  # type: ignore[union-attr]
+        value, stop = _DECODER.raw_decode(text, _BLANK.match(text, start).end())  # type: ignore[union-attr]
     except (ValueError, RecursionError):
         return None
     call = _as_call(value)
@@ -107,9 +122,9 @@ def _as_call(value: Any) -> ToolCall | None:
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}", strict=False)
+            arguments = _DECODER.decode(arguments or "{}")
         except (ValueError, RecursionError):
             return None
-    if not isinstance(arguments, Mapping):
+    if not isinstance(arguments, Mapping) or json_problem(arguments):  # what is no JSON could not be kept with the turn
         return None
-    return ToolCall(uuid.uuid4().hex[:9], value["name"], dict(arguments))  # nine: the length Mistral's templates insist on
+    return ToolCall(uuid.uuid4().hex[:9], clean_text(value["name"]), dict(arguments))  # nine: the length Mistral's templates insist on

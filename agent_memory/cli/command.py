@@ -86,6 +86,15 @@ OUTPUT_OPTIONS: dict[str, Any] = {
 }
 
 
+def _can_be_printed(text: str) -> bool:
+    """Whether standard output takes every character of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Show(Protocol):
     """Moves a progress bar."""
 
@@ -109,19 +118,20 @@ class Call:
     def answer(self, payload: Mapping[str, Any], show: Callable[[], None]) -> None:
         """Print ``payload`` as one JSON object, or ``show`` it to a person."""
         if self.json:
-            typer.echo(json.dumps(payload, ensure_ascii=False, default=str))
+            text = json.dumps(payload, ensure_ascii=False, default=str)
+            typer.echo(text if _can_be_printed(text) else json.dumps(payload, default=str))
         else:
             show()
 
     @contextmanager
-    def open_store(self, *, create: bool = False) -> Iterator[Store]:
+    def open_store(self, *, create: bool = False, read_only: bool = False) -> Iterator[Store]:
         """The Store of the settings, closed afterwards; StoreError if there is none, unless it may be created."""
         from agent_memory.store.store import Store
 
         place = self.settings.store
         if not create and "://" not in place and not Path(place).is_dir():
             raise StoreError(f"there is no store at {place!r}; name one with --store, or make one with agent-memory chat")
-        store = Store.open(place)
+        store = Store.open(place, read_only=read_only)
         try:
             yield store
         finally:
@@ -149,8 +159,9 @@ class Call:
             from agent_memory import pocket
             from agent_memory.model.locate import locate
 
-        model, settings = named or self.settings.model or pocket.path(), self.settings
-        return locate(model, gguf_file=settings.gguf_file, revision=settings.revision)
+        settings = self.settings
+        model = settings.model if named is None else named
+        return locate(pocket.path() if model is None else model, gguf_file=settings.gguf_file, revision=settings.revision)
 
     def quiet_libraries(self) -> None:
         """Keep transformers' own progress bars off the terminal; there is one for what the command does."""

@@ -6,6 +6,7 @@ Knows exit codes: 0 fine, 1 an error or damage found, 2 wrong use, 130 interrupt
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -16,7 +17,8 @@ import typer
 
 from agent_memory import __version__
 from agent_memory.cli import bench_command, measure_commands, model_commands, store_commands
-from agent_memory.errors import AgentMemoryError
+from agent_memory.errors import AgentMemoryError, message_of
+from agent_memory.given import without_credentials
 
 app = typer.Typer(
     name="agent-memory",
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after ``agent-memory``; None takes those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _print_what_can_be()
     try:
         code = app(words, standalone_mode=False) or 0
         sys.stdout.flush()
@@ -65,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _print_what_can_be() -> None:
+    """Characters that the terminal cannot show, such as all but ASCII in the locale C, are question marks instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _report(problem: Exception) -> int:
     if isinstance(problem, AgentMemoryError):
         return _fail(str(problem), 1)
@@ -74,11 +84,13 @@ def _report(problem: Exception) -> int:
         return _fail("no space is left on the device; nothing acknowledged is lost", 1)
     if isinstance(problem, OSError) and problem.strerror:
         return _fail(f"{problem.strerror}: {problem.filename}" if problem.filename else problem.strerror, 1)
-    return _fail(f"unexpected {type(problem).__name__}: {problem} (--debug shows where)", 1)
+    return _fail(f"unexpected {type(problem).__name__}: {message_of(problem)} (--debug shows where)", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    print(
+        "error: " + without_credentials(" ".join(message.split())), file=sys.stderr
+    )  # typer's echo would write UTF-8 to a terminal that takes ASCII
     return code
 
 

@@ -13,6 +13,7 @@ from pydantic import ByteSize
 from rich.markup import escape
 from rich.table import Table
 
+from agent_memory.errors import StoreCorrupt
 from agent_memory.types import Damage, Recall, RecalledTurn, SessionInfo, Turn
 
 ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
@@ -53,7 +54,7 @@ def printable(text: str) -> str:
 def speaker(role: str, name: str | None) -> str:
     """A role and perhaps a tool's name, in the colour of the role."""
     style = ROLE_STYLES.get(role, "white")
-    return f"[{style}]{role}[/]" + (f" {snippet(name, 24)}" if name else "")
+    return f"[{style}]{snippet(role, 24)}[/]" + (f" {snippet(name, 24)}" if name else "")
 
 
 def table(*headings: str, right: tuple[str, ...] = ()) -> Table:
@@ -69,6 +70,9 @@ def session_table(sessions: Iterable[SessionInfo]) -> Table:
     made = table("session", "turns", "tokens", "disk", "written", "parent", right=("turns", "tokens", "disk"))
     for info in sessions:
         parent = snippet(info.parent or "", 32)
+        if info.damage is not None:
+            made.add_row(snippet(info.name, 48), "", "", "", "[red]damaged[/]", "")
+            continue
         made.add_row(snippet(info.name, 48), f"{info.turns:,}", f"{info.tokens:,}", size(info.bytes), age(info.updated), parent)
     return made
 
@@ -98,8 +102,11 @@ def share(part: float | None) -> str:
 
 
 def read_recall(stored: Mapping[str, Any]) -> Recall:
-    """The Recall that ``Recall.to_dict`` was stored from."""
-    return Recall(**{**stored, "turns": tuple(RecalledTurn(**hit) for hit in stored["turns"])})
+    """The Recall that ``Recall.to_dict`` was stored from; StoreCorrupt for anything else."""
+    try:
+        return Recall(**{**stored, "turns": tuple(RecalledTurn(**hit) for hit in stored["turns"])})
+    except (KeyError, TypeError) as error:
+        raise StoreCorrupt("what the store keeps of a recall is none; run agent-memory verify") from error
 
 
 def recall_line(recall: Recall) -> str:

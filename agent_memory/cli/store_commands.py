@@ -17,7 +17,9 @@ import typer
 
 from agent_memory.cli import shapes
 from agent_memory.cli.command import Call, command
-from agent_memory.errors import ConfigError, SessionNotFound
+from agent_memory.errors import AgentMemoryError, ConfigError, SessionBusy, SessionNotFound
+from agent_memory.given import without_credentials
+from agent_memory.store.names import check_name
 from agent_memory.types import SessionInfo
 
 if TYPE_CHECKING:
@@ -46,21 +48,21 @@ def register(app: typer.Typer) -> None:
 
 def sessions(call: Call, branches: Annotated[bool, typer.Option("--all", help="Branches too.")] = False) -> None:
     """List the Sessions of a namespace, with their size on disk."""
-    with call.open_store() as store:
+    with call.open_store(read_only=True) as store:
         found = store.sessions(call.settings.namespace, branches=branches)
-    total = sum(info.bytes for info in found)
+    total, place = sum(info.bytes for info in found), without_credentials(call.settings.store)
 
     def people() -> None:
         if found:
             call.out.print(shapes.session_table(found))
-        call.out.print(f"{shapes.count(len(found), 'Session')}, {shapes.size(total)} on disk in {call.settings.store}")
+        call.out.print(f"{shapes.count(len(found), 'Session')}, {shapes.size(total)} on disk in {place}")
 
-    call.answer({"store": call.settings.store, "sessions": [asdict(info) for info in found], "bytes": total}, people)
+    call.answer({"store": place, "sessions": [asdict(info) for info in found], "bytes": total}, people)
 
 
 def show(call: Call, session: Session, last: Last = 20, full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False) -> None:
     """Show a Session: its size, and its last turns."""
-    with call.open_store() as store:
+    with call.open_store(read_only=True) as store:
         info = _info(store, call.settings.namespace, session)
         turns = store.turns(session, call.settings.namespace, max(0, info.turns - last))
 
@@ -77,7 +79,7 @@ def show(call: Call, session: Session, last: Last = 20, full: Annotated[bool, ty
 
 def recall(call: Call, session: Session, last: Last = 1) -> None:
     """Show what memory contributed to the last replies of a Session."""
-    with call.open_store() as store:
+    with call.open_store(read_only=True) as store:
         _info(store, call.settings.namespace, session)
         records = store.recalls(session, call.settings.namespace)[-last:]
 
@@ -109,16 +111,18 @@ def import_(
 ) -> None:
     """Read a Session from an archive file."""
     with call.open_store(create=True) as store:
-        info = store.import_(file, name=name, namespace=call.settings.namespace)
+        info = store.import_(file, name=None if name is None else check_name(name), namespace=call.settings.namespace)
     call.answer(asdict(info), lambda: call.out.print(shapes.session_table([info])))
 
 
 def verify(
-    call: Call, session: Annotated[str | None, typer.Argument(help="One Session only.", show_default="the whole Store")] = None
+    call: Call,
+    session: Annotated[str | None, typer.Argument(help="One Session only.", show_default="the namespace that is named, or all")] = None,
 ) -> None:
     """Check every byte of the memory against its checksum; exits with 1 if anything is damaged."""
-    with call.open_store() as store, call.progress("checking") as progress:
-        report = store.verify(session, call.settings.namespace if session else None, progress)
+    named = session is not None or "namespace" in call.settings.model_fields_set
+    with call.open_store(read_only=True) as store, call.progress("checking") as progress:
+        report = store.verify(session, call.settings.namespace if named else None, progress)
 
     def people() -> None:
         if report.damage:
@@ -146,18 +150,53 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     yes: Yes = False,
 ) -> None:
-    """Delete the Sessions of a namespace that were not written for a while."""
+    """Delete the Sessions of a namespace that were not written for a while; those that are in use stay, and are named."""
     before = time.time() - _seconds(older_than)
+    skipped: list[tuple[SessionInfo, SessionBusy]] = []
+    problem: AgentMemoryError | None = None
     with call.open_store() as store:
-        old = [info for info in store.sessions(call.settings.namespace, branches=True) if info.updated < before]
+        found = store.sessions(call.settings.namespace, branches=True)
+        old = [info for info in found if info.updated < before and info.damage is None]  # when a damaged one was written nobody knows
         if old and not dry_run:
             _confirm(f"Delete {shapes.count(len(old), 'Session')}: {', '.join(info.name for info in old)}?", yes)
-            for info in old:
-                store.delete(info.name, call.settings.namespace)
+            old, skipped, problem = _delete_each(store, old)
     verb = "would delete" if dry_run else "deleted"
-    payload = {"pruned": [info.name for info in old], "bytes": sum(info.bytes for info in old), "dry_run": dry_run}
-    names = "".join(f"\n  {info.name}" for info in old)
-    call.answer(payload, lambda: call.out.print(f"{verb} {shapes.count(len(old), 'Session')}{names}", markup=False))
+    payload = {
+        "pruned": [info.name for info in old],
+        "skipped": [{"session": info.name, "reason": str(busy)} for info, busy in skipped],
+        "bytes": sum(info.bytes for info in old),
+        "dry_run": dry_run,
+    }
+
+    def people() -> None:
+        call.out.print(f"{verb} {shapes.count(len(old), 'Session')}" + "".join(f"\n  {info.name}" for info in old), markup=False)
+        if skipped:
+            left = "".join(f"\n  {info.name}: {busy}" for info, busy in skipped)
+            are = "is" if len(skipped) == 1 else "are"
+            call.out.print(f"left {shapes.count(len(skipped), 'Session')} that {are} in use{left}", markup=False)
+
+    call.answer(payload, people)
+    if problem is not None:
+        raise problem
+
+
+def _delete_each(
+    store: Store, found: list[SessionInfo]
+) -> tuple[list[SessionInfo], list[tuple[SessionInfo, SessionBusy]], AgentMemoryError | None]:
+    """(Sessions that were deleted, those in use, what ended it early if anything did)."""
+    deleted, skipped = list[SessionInfo](), list[tuple[SessionInfo, SessionBusy]]()
+    for info in found:
+        try:
+            store.delete(info.name, info.namespace)
+        except SessionBusy as busy:
+            skipped.append((info, busy))
+        except SessionNotFound:  # somebody else has deleted it meanwhile
+            continue
+        except AgentMemoryError as problem:
+            return deleted, skipped, problem
+        else:
+            deleted.append(info)
+    return deleted, skipped, None
 
 
 def _info(store: Store, namespace: str, name: str) -> SessionInfo:

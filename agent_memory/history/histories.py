@@ -5,18 +5,18 @@ Knows the order of things; how histories are compared, and whose turn it is, is 
 
 from __future__ import annotations
 
-import re
 import threading
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from agent_memory.chat import split_stream
 from agent_memory.chat.call_stream import CallStream
-from agent_memory.errors import AgentMemoryError, ConfigError, HistoryRewritten, InvalidHistory, SessionNotFound
+from agent_memory.errors import AgentMemoryError, ConfigError, HistoryRewritten, InvalidHistory, SessionExists, SessionNotFound
 from agent_memory.history.asynchronous import in_one_thread
 from agent_memory.history.matching import Agreement, History, agreement, check_results, overlap, rewritten, split_head
 from agent_memory.history.open_sessions import Key, OpenSessions
@@ -86,7 +86,7 @@ class Histories:
             InvalidHistory: a tool's result without its call; a trimmed history, if those are refused.
             SessionBusy: this thread is in the middle of streaming a reply of the same conversation.
         """
-        conversation = (request.namespace or self._namespace, request.session or f"ephemeral/{uuid.uuid4().hex}")
+        conversation = (self._tenant(request.namespace), f"ephemeral/{uuid.uuid4().hex}" if request.session is None else request.session)
         with self._sessions.hold(conversation, gone) as held:
             if not held:
                 raise AgentMemoryError(f"the request to session {conversation[1]!r} was cancelled while it waited")
@@ -123,16 +123,16 @@ class Histories:
 
     def messages(self, name: str, namespace: str | None = None) -> list[Message]:
         """The messages of a conversation, its head left out, from the branch that holds most; one that is not there has none."""
-        held = [self.runtime.store.turns(branch, namespace or self._namespace) for branch in self.branches(name, namespace)]
+        held = [self.runtime.store.turns(branch, self._tenant(namespace)) for branch in self.branches(name, namespace)]
         return [to_message(turn) for turn in max(held, key=len, default=[]) if not turn.meta.get("head")]
 
     def branches(self, name: str, namespace: str | None = None) -> list[str]:
-        """The Sessions of a conversation: the one of that name, and its branches ``name/1``, ``name/2`` .. in that order."""
-        return _in_order(name, self.runtime.store.branches(name, namespace or self._namespace))
+        """The Sessions of a conversation: the one it began with, and its branches in the order in which they were made."""
+        return self.runtime.store.conversation(name, self._tenant(namespace))
 
     def delete(self, name: str, namespace: str | None = None) -> None:
         """Remove a conversation with its branches; one that is not there is removed already."""
-        conversation = (namespace or self._namespace, name)
+        conversation = (self._tenant(namespace), name)
         with self._sessions.hold(conversation):
             self._forget(conversation, self.branches(*reversed(conversation)))
 
@@ -142,10 +142,12 @@ class Histories:
         Raises:
             SessionExists: there is a conversation of that name.
         """
-        conversation = (namespace or self._namespace, source)
+        conversation = (self._tenant(namespace), source)
+        if self.branches(target, namespace):
+            raise SessionExists(f"there is a conversation {target!r} in namespace {conversation[0]!r}; choose another name")
         with self._sessions.hold(conversation):
-            for name in self.branches(source, conversation[0]):
-                self._session(conversation, name).fork(target + name[len(source) :]).close()
+            for number, name in enumerate(self.branches(source, conversation[0])):
+                self._new((conversation[0], target), number, partial(self._session(conversation, name).fork, conversation=target)).close()
 
     def prune(
         self, names: Sequence[str], namespace: str | None = None, *, strategy: Literal["keep_latest", "delete"] = "keep_latest"
@@ -154,7 +156,7 @@ class Histories:
         if strategy not in ("keep_latest", "delete"):
             raise ConfigError(f"strategy={strategy!r} cannot be used; it must be 'keep_latest' or 'delete'")
         for name in names:
-            conversation = (namespace or self._namespace, name)
+            conversation = (self._tenant(namespace), name)
             with self._sessions.hold(conversation):
                 found = self.branches(name, conversation[0])
                 latest = max(found, key=lambda branch: self._written(branch, conversation[0]), default=None)
@@ -201,7 +203,7 @@ class Histories:
         if not rest:
             raise ConfigError("there is no message to answer: send at least one user message")
         if request.given == "new":
-            return _Place(self._session(conversation, conversation[1]), rest), system
+            return _Place(self._first(conversation), rest), system
         chain = self.runtime.chain(conversation[0], system, request.tools, rest)
         place = self._place(conversation, History(system, request.tools, rest, chain), request)
         count = place.session.timeline.turn_count
@@ -213,7 +215,7 @@ class Histories:
         branches = self.branches(conversation[1], conversation[0])
         found = [self._agreement(conversation, name, history) for name in branches]
         if not found:
-            return _Place(self._session(conversation, conversation[1]), history.messages)
+            return _Place(self._first(conversation), history.messages)
         if whole := [one for one in found if one.goes_on]:
             longest = max(whole, key=lambda one: one.turns)
             return _Place(self._session(conversation, longest.name), history.messages[longest.messages :])
@@ -243,8 +245,11 @@ class Histories:
             said = f"{changed} of the history of session {best.name!r} changed, so {again} messages from there on are read again; {remedy}"
             warnings.warn(said, HistoryRewritten, stacklevel=2)
         before = session.engine.counters.prefilled
-        name = f"{conversation[1]}/{1 + max(_number(branch) for branch in taken)}"
-        branch = self._sessions.get(conversation, name, lambda: session.fork(name, at=best.shared))
+        branch = self._new(
+            conversation,
+            len(taken),
+            lambda made: self._sessions.get(conversation, made, lambda: session.fork(made, at=best.shared, conversation=conversation[1])),
+        )
         return _Place(branch, history.messages[best.messages :], session.engine.counters.prefilled - before)
 
     def _agreement(self, conversation: Key, name: str, history: History) -> Agreement:
@@ -252,7 +257,27 @@ class Histories:
             return agreement(name, view.turn_count, view.turns, history, self.runtime.chain(conversation[0], None, (), ())[0])
 
     def _session(self, conversation: Key, name: str) -> Session:
-        return self._sessions.get(conversation, name, lambda: self.runtime.session(name, namespace=conversation[0]))
+        return self._sessions.get(
+            conversation, name, lambda: self.runtime.session(name, namespace=conversation[0], conversation=conversation[1])
+        )
+
+    def _tenant(self, namespace: str | None) -> str:
+        return self._namespace if namespace is None else namespace
+
+    def _first(self, conversation: Key) -> Session:
+        """The Session a conversation began with, or begins with now."""
+        if there := self.branches(conversation[1], conversation[0]):
+            return self._session(conversation, there[0])
+        return self._new(conversation, 0, lambda name: self._session(conversation, name))
+
+    @staticmethod
+    def _new(conversation: Key, number: int, make: Callable[[str], Session]) -> Session:
+        """A new Session of a conversation, called after it and numbered; names that others have are passed over."""
+        while True:
+            try:
+                return make(f"{conversation[1]}/{number}" if number else conversation[1])
+            except SessionExists:
+                number += 1
 
     def _forget(self, conversation: Key, names: Sequence[str]) -> None:
         for name in names:
@@ -275,17 +300,3 @@ def _deltas(pieces: Generator[str, None, None], *, thinking: bool) -> Generator[
             yield from (Delta("call", piece, index, name) for index, name, piece in calls.push(text))
         else:
             yield Delta(kind, text)
-
-
-def _in_order(name: str, names: Sequence[str]) -> list[str]:
-    """``names`` that are ``name`` or a branch of it, by number."""
-    return sorted((one for one in names if one == name or re.fullmatch(re.escape(name) + r"/\d+", one)), key=_order(name))
-
-
-def _order(name: str) -> Callable[[str], int]:
-    return lambda one: 0 if one == name else _number(one)
-
-
-def _number(branch: str) -> int:
-    found = re.search(r"/(\d+)$", branch)
-    return int(found[1]) if found else 0

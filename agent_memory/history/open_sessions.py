@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from agent_memory.errors import SessionBusy
+from agent_memory.errors import SessionBusy, SessionExists
 from agent_memory.session import Session
 
 Key = tuple[str, str]
@@ -79,6 +79,9 @@ class OpenSessions:
         """The Session of that name, opened if it is not, once there is room for it.
 
         A conversation waits with none open only: two that waited each for the other's would wait for ever. Branches share what is saved.
+
+        Raises:
+            SessionExists: another conversation has a Session of that name open.
         """
         key = (conversation[0], name)
         with self._freed:
@@ -90,8 +93,11 @@ class OpenSessions:
                             break
                         self._freed.wait()
                 self._sessions[key] = (conversation, open_session())
+            owner, session = self._sessions[key]
+            if owner != conversation:
+                raise SessionExists(f"session {name!r} belongs to conversation {owner[1]!r}; choose another name")
             self._sessions.move_to_end(key)
-            return self._sessions[key][1]
+            return session
 
     def close(self, conversation: Key, name: str, *, keep: bool = True) -> None:
         """Close a Session, if it is open; ``keep`` as in :meth:`Session.close`."""

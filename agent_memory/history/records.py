@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agent_memory.chat.checks import check_message, check_tools
+from agent_memory.store.names import check_name
 from agent_memory.types import Message, Recall, ReplyFormat, Sampling, Turn
 
 Given = Literal["whole", "new"]
@@ -28,6 +30,10 @@ class Request:
         format: what the reply has to be.
         on_trim: a history that lacks the beginning of what the Session holds goes on (``keep``), is a branch of its own (``fork``), or
             an error.
+
+    Raises:
+        InvalidName: a session or namespace that cannot be one; an empty one is no name.
+        ConfigError: a message that cannot be kept, or a tool that cannot be described to a model.
     """
 
     session: str | None
@@ -40,6 +46,15 @@ class Request:
     namespace: str | None = None
     format: ReplyFormat = field(default_factory=ReplyFormat)
     on_trim: OnTrim = "keep"
+
+    def __post_init__(self) -> None:
+        if self.session is not None:
+            check_name(self.session)
+        if self.namespace is not None:
+            check_name(self.namespace, "namespace")
+        check_tools(self.tools)
+        for message in self.messages:
+            check_message(message)
 
 
 @dataclass(frozen=True, slots=True)

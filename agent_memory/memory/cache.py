@@ -6,7 +6,8 @@ Knows which Tier holds which (Block, layer) and moves copies between them; nothi
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -98,10 +99,22 @@ class TieredCache:
         self._arrivals = Arrivals(self._lock, lambda wanted, kv: place[wanted.layer][0].land(wanted, kv))
         self._device_budget = parse_size(budget.device)
         self.prefetches = budget.prefetch
+        self._later: deque[Callable[[], None]] = deque()
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have ``call`` made before the cache is used next. It may come from a finalizer, which Python runs in the middle of anything, with
+        any lock held: nothing is waited for here."""
+        self._later.append(call)
+
+    def _do_later(self) -> None:
+        """What was put off; with the lock held, before anything is looked at."""
+        while self._later:
+            self._later.popleft()()
 
     def count(self, beside: Beside) -> None:
         """Count what a Session holds beside Blocks (summaries, windows) against the host budget, until ``discount`` or its end."""
         with self._lock:
+            self._do_later()
             self._host_budget.count(beside)
 
     def discount(self, beside: Beside) -> None:
@@ -112,6 +125,7 @@ class TieredCache:
     def allocate(self, n: int) -> np.ndarray:
         """Names for ``n`` new Blocks, int64, each held once."""
         with self._lock:
+            self._do_later()
             return self._uids.allocate(n)
 
     def retain(self, uids: np.ndarray) -> None:
@@ -145,6 +159,7 @@ class TieredCache:
         if tuple(kv.shape) != expected or kv.dtype != self._dtype:
             raise ConfigError(f"layer {layer} holds {self._dtype} {expected}, but was given {kv.dtype} {tuple(kv.shape)}")
         with self._lock:
+            self._do_later()
             self._uids.expect_alive(uids)
             if (shelf.pool.table.find(row, uids) >= 0).any():
                 raise AssertionError(f"a Block was put twice at layer {layer}; Blocks never change")
@@ -174,6 +189,7 @@ class TieredCache:
         """
         shelf, row = self._place[layer]
         with self._lock:
+            self._do_later()
             self._uids.expect_alive(uids)
             if len(np.unique(uids)) != len(uids):
                 raise AssertionError("the Blocks of one reading must be distinct")
@@ -229,11 +245,14 @@ class TieredCache:
 
     def close(self) -> None:
         """End what is read in the background; the cache can be read on."""
+        with self._lock:
+            self._do_later()
         self._arrivals.close()
 
     def max_read(self, layer: int) -> int:
         """How many Blocks one ``reading`` of this layer may ask for now."""
         with self._lock:
+            self._do_later()
             return self._place[layer][0].pool.table.available
 
     def resident(self, layer: int, uids: np.ndarray) -> np.ndarray:
@@ -261,6 +280,7 @@ class TieredCache:
         ``beside_bytes`` of what Sessions hold beside them, and ``over_budget_bytes`` by which that and the Blocks on the host exceed
         ``Budget.host``: such a memory works, and takes more than it was given."""
         with self._lock:
+            self._do_later()
             host_bytes = sum(shelf.host.used_bytes for shelf in self._shelves)
             counts = {name: sum(shelf.counts[name] for shelf in self._shelves) for name in (*COUNTED, *AHEAD)}
             return counts | {

@@ -91,6 +91,14 @@ class KeyClusters:
         tables, head, count = self.tables, self._head, self._count
         return {"members": self.members, "sums": tables.sums[head, :count], "squares": tables.squares[head, :count]}
 
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether tensors are what :meth:`state` may have given: each token from 0 on a member once, all else as long as members are."""
+        members, own = state["members"], self.state()
+        if any(rows.dtype != own[name].dtype or rows.shape != (len(members), *own[name].shape[1:]) for name, rows in state.items()):
+            return False
+        tokens = members[members >= 0].sort().values
+        return bool((tokens == torch.arange(len(tokens), dtype=tokens.dtype, device=tokens.device)).all())
+
     def load(self, state: Mapping[str, Tensor], tokens: int) -> None:
         """Take up ``state`` of ``tokens`` tokens."""
         self._grow(len(state["members"]))
@@ -238,6 +246,8 @@ class LayerClusters:
         found = [{name: state.get(f"{self._name(number)}.{name}") for name in head.state()} for number, head in enumerate(self.heads)]
         known = [{name: tensor for name, tensor in rows.items() if tensor is not None} for rows in found]
         if any(len(rows) < len(wanted) for rows, wanted in zip(known, found, strict=True)):
+            return
+        if not all(head.fits(rows) for head, rows in zip(self.heads, known, strict=True)):
             return
         self._own()
         for head, rows in zip(self.heads, known, strict=True):

@@ -65,6 +65,11 @@ class LayerParts:
         """Mean values fp32 ``[s, parts, d]`` of the first ``count`` Blocks of some KV heads."""
         return self._means.slice(0, count)[:, :, heads].movedim(2, 0).flatten(1, 2).float()
 
+    @property
+    def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape, a Block, of what :meth:`state` gives."""
+        return {name: (rows.dtype, tuple(rows.row_shape)) for name, rows in ((ORDER, self._order), (MEAN, self._means))}
+
     def truncate(self, n: int) -> None:
         """Forget every Block from ``n`` on."""
         self._order.truncate(n)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..types import BLOCK_TOKENS
 from .growing import GrowingRows
 from .layer_kv import LayerKV
-from .parts import LayerParts
+from .parts import ORDER, LayerParts
 from .summary import LayerSummary
 
 Read = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -32,6 +32,7 @@ def restore_layer(part: LayerKV, first: int, blocks: int, known: dict[str, Tenso
         read: reads the Blocks; used only where something has to be made again.
     """
     summary, parts = part.summary, part.parts
+    known = {name: rows for name, rows in known.items() if _fits(part, name, rows, blocks)}
     anew: list[GrowingRows | LayerSummary] = [] if part.every_key is None else [part.every_key]
     if summary is not None and not _restore_summary(summary, blocks, known, lost):
         anew.append(summary)
@@ -49,11 +50,26 @@ def restore_layer(part: LayerKV, first: int, blocks: int, known: dict[str, Tenso
         part.rotated_keys.append(summary.float_keys(first, first + blocks))
 
 
+def _fits(part: LayerKV, name: str, rows: Tensor, blocks: int) -> bool:
+    """Whether rows are what this layer keeps under their name; those that are not, or that it does not keep, are as if not there."""
+    shapes = {} if part.summary is None else dict(part.summary.shapes)
+    if part.parts is not None:
+        shapes |= part.parts.shapes
+    if part.representatives is not None:
+        shapes["representative"] = (torch.float32, (part.representatives.heads, part.representatives.head_dim))
+    dtype, shape = shapes.get(name, (None, ()))
+    if rows.dtype != dtype or tuple(rows.shape) != (blocks, *shape):
+        return False
+    if name == ORDER:
+        return bool((rows.sort(-1).values == torch.arange(BLOCK_TOKENS, dtype=rows.dtype, device=rows.device)).all())
+    return name in ("residual", "representative") or bool(rows.isfinite().all())  # those two may say that nothing is known
+
+
 def _restore_summary(summary: LayerSummary, blocks: int, known: dict[str, Tensor], lost: bool) -> bool:
     """Take up summaries as they were written; False if there are none, and they have to be made again."""
     if lost:
         summary.load(summary.blank(blocks))
-    elif "mean" in known:
+    elif all(name in known for name in summary.shapes):
         summary.load(known)
     else:
         return False

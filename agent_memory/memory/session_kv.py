@@ -39,7 +39,7 @@ class SessionKV:
         self.device = torch.device(cache.device)
         self.layers = [LayerKV(layout, i, plan, self.dtype, self.device, partial(self.true_keys, i)) for i in range(layout.layers)]
         self._names = BlockNames()
-        self.saved = 0
+        self.saved, self.dropped = 0, False
         self.ahead = Ahead(plan.recalling if cache.prefetches else (), layout.block_tokens, self._prefetch)
         cache.count(self)
 
@@ -213,6 +213,11 @@ class SessionKV:
         if blocks > self.saved:
             self.cache.saved(self.uids[self.saved : blocks])
             self.saved = blocks
+
+    def drop(self) -> None:
+        """Give the cache back what this Session held as soon as it is used next; see :meth:`.TieredCache.later`."""
+        self.dropped = True
+        self.cache.later(self.close)
 
     def close(self) -> None:
         """Give the cache back what this Session held, and free the rest: what reads keys refers to them and they to it, so that they would

@@ -200,6 +200,11 @@ class LayerSummary:
         norm = q.norm(dim=-1) * (1 + (self.head_dim + 3) * _EPSILON)
         return SketchScores(scores, norm, self._radius(self._of_heads(self.residual, blocks), scale))
 
+    @property
+    def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape, a Block, of what :meth:`state` gives."""
+        return {name: (rows.dtype, tuple(rows.row_shape)) for name, rows in self._rows.items()}
+
     def state(self, start: int, stop: int) -> dict[str, Tensor]:
         """Rows of Blocks ``[start, stop)`` by name (``mean``, and with a sketch ``q8``, ``scale``, ``residual``), to be kept."""
         return {name: rows.slice(start, stop) for name, rows in self._rows.items()}

@@ -29,10 +29,13 @@ class LayerWindow:
         self.stop = 0
         self._offset = 0
         self._kv = torch.empty((2, kv_heads, 2 * keep if keep else 1024, head_dim), dtype=dtype, device=device)
+        self._shared = False
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Append keys and values ``[Hk, T, d]``."""
         count = k.shape[1]
+        if self._shared:
+            self._kv, self._shared = self._kv.clone(), False
         self._make_room(count)
         at = self._offset + self.stop - self.start
         self._kv[0, :, at : at + count] = k
@@ -64,10 +67,11 @@ class LayerWindow:
         self._offset = 0
 
     def copy(self) -> LayerWindow:
-        """An independent window holding the same tokens."""
+        """An independent window holding the same tokens; they are shared until either appends to them."""
+        self._shared = True
         twin = object.__new__(LayerWindow)
         twin.keep, twin.least, twin.start, twin.stop, twin._offset = self.keep, self.least, self.start, self.stop, self._offset
-        twin._kv = self._kv.clone()
+        twin._kv, twin._shared = self._kv, True
         return twin
 
     @property

@@ -26,7 +26,7 @@ from agent_memory.errors import ConfigError, ModelNotFound, UnsupportedModel, fi
 from agent_memory.model import gguf_files
 from agent_memory.model.attach import inspect
 from agent_memory.model.progress import Bar, progress_bar, quiet
-from agent_memory.model.user_cache import FileHashes, cache_folder
+from agent_memory.model.user_cache import cache_folder
 
 TOKENIZER_FILES = (
     "merges.txt",
@@ -55,10 +55,10 @@ class _Source:
     extras: tuple[Path, ...]
 
     def key(self) -> str:
-        """The name of the copy: a hash of the contents of all these files, each read once and again when it changed."""
+        """The name of the copy: a hash of the contents of all these files, which are read for it each time."""
         names = [*(f"part {number}" for number in range(len(self.parts))), *(extra.name for extra in self.extras)]
         try:
-            hashes = FileHashes(cache_folder() / "gguf.json", _sha256).of([*self.parts, *self.extras])
+            hashes = [_sha256(file) for file in (*self.parts, *self.extras)]
         except OSError as error:
             raise ModelNotFound(f"{str(self.file)!r} cannot be read: {first_line(error)}") from error
         contents = "".join(f"{digest}  {name}\n" for digest, name in zip(hashes, names, strict=True))
@@ -75,7 +75,7 @@ def dequantized(file: Path, beside: Path) -> Path:
     Raises:
         ModelNotFound: no such file, or a part of a split model is missing.
         UnsupportedModel: it is damaged, transformers cannot load it, or its attention cannot be attached.
-        ConfigError: the package ``gguf`` is missing, or there is no room for the copy.
+        ConfigError: the package ``gguf`` is missing, or there is no cache folder, or no room in it for the copy.
     """
     extras = tuple(beside / name for name in TOKENIZER_FILES if (beside / name).is_file())
     source = _Source(file, gguf_files.parts_of(file), extras)

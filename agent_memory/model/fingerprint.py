@@ -17,7 +17,7 @@ import xxhash
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from agent_memory.errors import ModelNotFound
-from agent_memory.model.user_cache import FileHashes, cache_folder
+from agent_memory.model.user_cache import expanded
 from agent_memory.types import ModelId
 
 _DIGITS = 16
@@ -36,26 +36,25 @@ _PASSING_FIELDS = {
 }
 
 
-def fingerprint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: str | os.PathLike[str] | None, cache: Path | None = None
-) -> ModelId:
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: str | os.PathLike[str] | None) -> ModelId:
     """The fingerprint of ``model`` and ``tokenizer``.
 
     Args:
         model: the loaded model.
         tokenizer: its tokenizer.
-        source: what it was loaded from: a folder (its safetensors are hashed), a hub id (the commit is taken), or None for a model
-            in memory (its tensors are hashed).
-        cache: JSON file that remembers the hash of each weights file by path, size, mtime and inode; the user's cache by default.
+        source: what it was loaded from: a folder (its safetensors are hashed, every byte, each time: sizes and times of files may be
+            what they were though the bytes are not), a hub id (the commit is taken), or None for a model in memory (its tensors are
+            hashed).
 
     Raises:
         ModelNotFound: ``source`` is a folder without safetensors.
+        ConfigError: ``source`` is under a home folder that is not known.
     """
     config = model.config.to_diff_dict()
     return ModelId(
         architecture=type(model).__name__,
         config=_short(_without(config, _ROPE_FIELDS | _PASSING_FIELDS)),
-        weights=_weights(model, source, cache or cache_folder() / "weights.json"),
+        weights=_weights(model, source),
         dtype=str(model.dtype).removeprefix("torch."),
         rope=_short(_rope(model.config)),
         tokenizer=_short(_tokenizer(tokenizer)),
@@ -88,11 +87,11 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"class": type(tokenizer).__name__.removesuffix("Fast"), "rules": rules, "special": tokenizer.special_tokens_map}
 
 
-def _weights(model: PreTrainedModel, source: str | os.PathLike[str] | None, cache: Path) -> str:
+def _weights(model: PreTrainedModel, source: str | os.PathLike[str] | None) -> str:
     adapted = getattr(model, "_hf_peft_config_loaded", False)
     if source is not None and not adapted:
-        if Path(source).expanduser().is_dir():
-            return _folder(Path(source).expanduser(), cache)
+        if (folder := expanded(Path(source))).is_dir():
+            return _folder(folder)
         commit = getattr(model.config, "_commit_hash", None)
         if commit:
             return str(commit)[:_DIGITS]
@@ -111,12 +110,11 @@ def _sum(hashes: Iterable[int]) -> str:
     return f"{sum(hashes) % (1 << 128):032x}"[:_DIGITS]
 
 
-def _folder(folder: Path, cache: Path) -> str:
+def _folder(folder: Path) -> str:
     files = {path.resolve(): path for path in sorted(folder.glob("*.safetensors"))}  # a file that has two names counts once
     if not files:
         raise ModelNotFound(f"the folder {str(folder)!r} holds no .safetensors file; save the model with save_pretrained()")
-    hashes = FileHashes(cache, lambda path: f"{_file_hash(path):032x}").of(list(files.values()))
-    return _sum(int(value, 16) for value in hashes)
+    return _sum(map(_file_hash, files.values()))
 
 
 def _file_hash(path: Path) -> int:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from agent_memory.errors import ConfigError, ModelNotFound, UnsupportedModel, first_line
+from agent_memory.given import without_credentials
 from agent_memory.model.dequantized import tokenizer_of
 from agent_memory.model.locate import locate
 from agent_memory.model.progress import bars_on_a_terminal
@@ -44,7 +45,7 @@ def load(
     """
     kind = _dtype(dtype)
     place = locate(source, gguf_file=gguf_file, revision=revision)
-    shared = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    shared = {"revision": "main" if revision is None else revision, "trust_remote_code": trust_remote_code}
     weights = {"dtype": kind, "device_map": device_map, "use_safetensors": True, **options}
     try:
         with bars_on_a_terminal():
@@ -53,9 +54,9 @@ def load(
     except ImportError as error:
         raise ConfigError(f"{place!r} needs a package that is not installed: {first_line(error)}") from error
     except OSError as error:
-        raise ModelNotFound(f"no model found at {place!r}: {first_line(error)}") from error
+        raise ModelNotFound(without_credentials(f"no model found at {place!r}: {first_line(error)}")) from error
     except (ValueError, KeyError) as error:
-        raise UnsupportedModel(f"{place!r} cannot be loaded: {first_line(error)}") from error
+        raise UnsupportedModel(without_credentials(f"{place!r} cannot be loaded: {first_line(error)}")) from error
     return model, tokenizer
 
 

@@ -12,9 +12,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from agent_memory.errors import ConfigError, ModelNotFound, first_line
+from agent_memory.given import without_credentials
 from agent_memory.model.dequantized import TOKENIZER_FILES, dequantized
 from agent_memory.model.gguf_files import part_names
 from agent_memory.model.progress import bars_on_a_terminal
+from agent_memory.model.user_cache import expanded
 from agent_memory.model.wheel_weights import WEIGHTS, fetched
 
 
@@ -33,12 +35,14 @@ def locate(source: str | os.PathLike[str], *, gguf_file: str | None = None, revi
     Raises:
         ModelNotFound: nothing at that path or id, or it cannot be fetched.
         UnsupportedModel: a GGUF file that cannot be loaded or attached.
-        ConfigError: a ``gguf_file`` where it means nothing, the package ``gguf`` is missing, or there is no room.
+        ConfigError: a ``gguf_file`` where it means nothing, the package ``gguf`` is missing, there is no room, or
+            no home folder where one is needed.
     """
     text = os.fspath(source)
-    named, path = isinstance(source, str) and text in WEIGHTS, Path(text).expanduser()
+    said = without_credentials(text)
+    named, path = isinstance(source, str) and text in WEIGHTS, expanded(Path(text))
     if gguf_file is not None and (named or path.is_file()):
-        raise ConfigError(f"gguf_file={gguf_file!r} names a file in a folder or a hub's repository, and {text!r} is neither")
+        raise ConfigError(f"gguf_file={gguf_file!r} names a file in a folder or a hub's repository, and {said!r} is neither")
     if named:
         path = fetched(text)
     if path.is_file():
@@ -46,9 +50,9 @@ def locate(source: str | os.PathLike[str], *, gguf_file: str | None = None, revi
     if path.is_dir():
         return _in_folder(path, text, gguf_file)
     if isinstance(source, os.PathLike) or text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip():
-        raise ModelNotFound(f"no folder at {text!r}; give an existing folder, a GGUF file, or a hub id such as 'Qwen/Qwen3-4B'")
+        raise ModelNotFound(f"no folder at {said!r}; give an existing folder, a GGUF file, or a hub id such as 'Qwen/Qwen3-4B'")
     if gguf_file is None and text.endswith(".gguf"):
-        raise ModelNotFound(f"no file at {text!r}; a file on the hub is named by its repository's id and gguf_file=")
+        raise ModelNotFound(f"no file at {said!r}; a file on the hub is named by its repository's id and gguf_file=")
     return text if gguf_file is None else _on_the_hub(text, gguf_file, revision)
 
 
@@ -78,7 +82,7 @@ def _on_the_hub(repository: str, gguf_file: str, revision: str | None) -> str:
         with bars_on_a_terminal():
             folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ModelNotFound(f"no model found at {repository!r}: {first_line(error)}") from error
+        raise ModelNotFound(without_credentials(f"no model found at {repository!r}: {first_line(error)}")) from error
     if not (folder / gguf_file).is_file():
         raise ModelNotFound(f"{repository!r} holds no file {gguf_file!r}{_those_in(folder)}")
     return str(dequantized(folder / gguf_file, folder))

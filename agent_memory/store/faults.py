@@ -6,6 +6,7 @@ Knows error numbers; nothing of what was being written.
 from __future__ import annotations
 
 import errno
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from sqlalchemy.exc import DBAPIError
 
 from agent_memory.errors import StoreCorrupt, StoreError, StoreFull, StoreStopped
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILURES = (DBAPIError, sqlite3.Error, OSError, UnicodeDecodeError)  # the last: a damaged name in SQLite's own error message
+_QUOTES = re.compile(r"(Could not decode to UTF-8 column '\w*') with text")
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
 _SQLITE_BUSY, _SQLITE_LOCKED, _SQLITE_READONLY, _SQLITE_CORRUPT, _SQLITE_FULL, _SQLITE_CANTOPEN, _SQLITE_NOTADB = 5, 6, 8, 11, 13, 14, 26
+_REFUSED = {18, 19, 20, 21, 25}  # too big, a constraint, a mismatch, misuse, out of range: what was to be written cannot be
+_LINKS = {errno.ELOOP, errno.ENOTDIR}
 _NOT_FATAL = {
     _SQLITE_BUSY: "the index is busy: another process is writing to it; try again",
     _SQLITE_LOCKED: "the index is locked; try again",
@@ -45,7 +49,7 @@ class Health:
         try:
             yield
         except _FAILURES as error:
-            raise self._write_error(what, error) from error
+            raise self._write_error(what, error) from _told(error)
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
@@ -53,15 +57,17 @@ class Health:
         try:
             yield
         except _FAILURES as error:
-            raise self._read_error(what, error) from error
+            raise self._read_error(what, error) from _told(error)
 
     def _write_error(self, what: str, error: Exception) -> StoreError:
         code, cause = _sqlite_code(error), _cause(error)
-        if code == _SQLITE_FULL or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        if code == _SQLITE_FULL or (isinstance(error, OSError) and error.errno in NO_ROOM):
             return StoreFull(f"no room left for {what} in {self._place} ({cause}); nothing acknowledged is lost, make room and try again")
         known = self._known_error(what, error, code, cause)
         if known is not None:
             return known
+        if code in _REFUSED or (isinstance(error, DBAPIError) and code is None):
+            return StoreError(f"{what} in {self._place} was refused by the index ({cause}); nothing of it was written")
         self._stopped = f"{what}: {cause}"
         return StoreStopped(f"writing {what} in {self._place} failed ({cause}); it is not retried: reopen the store")
 
@@ -75,6 +81,8 @@ class Health:
             return StoreCorrupt(f"the index in {self._place} is damaged ({cause}); run verify, or restore it from an export")
         if code in _NOT_FATAL:
             return StoreError(f"{what} in {self._place}: {_NOT_FATAL[code]} ({cause})")
+        if isinstance(error, OSError) and error.errno in _LINKS:
+            return StoreCorrupt(f"{what} in {self._place}: a link or a file lies where a folder belongs; restore it from an export")
         if isinstance(error, OSError) and error.errno in _TOO_MANY:
             return StoreError(f"{what} in {self._place}: too many open files; close some, or raise the limit")
         return None
@@ -94,4 +102,10 @@ def _cause(error: Exception) -> str:
     driver = _driver_error(error)
     if isinstance(driver, OSError) and driver.strerror:
         return driver.strerror
-    return str(driver)
+    quoted = _QUOTES.match(str(driver))
+    return str(driver) if quoted is None else quoted[1]
+
+
+def _told(error: Exception) -> Exception | None:
+    """An error as the cause of another one, unless it quotes what is in the index."""
+    return None if _QUOTES.match(str(_driver_error(error))) else error

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -32,24 +33,25 @@ _MAC_LOCAL_FLAG, _MAC_FLAGS_OFFSET = 0x1000, 64
 
 
 class Files:
-    """The operating system's file calls, one method each. Raises ``OSError`` as they do."""
+    """The operating system's file calls, one method each. Raises ``OSError`` as they do.
+
+    Below ``root``, once that is set, no link is followed, whatever part of a path it is, and no path leads out of it again.
+    """
+
+    root: Path | None = None
 
     def open_for_reading(self, path: Path) -> tuple[int, int]:
         """Descriptor and size of a regular file; a link, a pipe or a folder is ``FileNotFoundError``."""
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            raise FileNotFoundError(f"{path} is not a regular file")
-        return fd, status.st_size
+        return self._open_regular(path, os.O_RDONLY)
 
     def create(self, path: Path) -> int:
         """Descriptor of a new file, readable by its owner only."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with self._reached(path) as (folder, name):
+            return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
 
     def open_lock(self, path: Path) -> int:
-        """Descriptor of a lock file, made if it is not there."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        """Descriptor of a lock file, made if it is not there; a link, a pipe or a folder is ``FileNotFoundError``."""
+        return self._open_regular(path, os.O_RDWR | os.O_CREAT)[0]
 
     def try_lock(self, fd: int) -> bool:
         """Take the file's exclusive lock; False if another descriptor holds it."""
@@ -62,21 +64,30 @@ class Files:
     def is_file_at(self, fd: int, path: Path) -> bool:
         """True if ``path`` still names the file that was opened."""
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+            with self._reached(path) as (folder, name):
+                return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
         except FileNotFoundError:
             return False
 
     def exists(self, path: Path) -> bool:
         """True if there is anything at ``path``."""
-        return os.path.lexists(path)
+        try:
+            with self._reached(path) as (folder, name):
+                os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def read_note(self, path: Path) -> str:
         """First 64 bytes of a small text file; empty if it cannot be read."""
         try:
-            with open(path, "rb") as file:
-                return file.read(64).decode("ascii", "replace")
+            fd, _ = self.open_for_reading(path)
         except OSError:
             return ""
+        try:
+            return os.read(fd, 64).decode("ascii", "replace")
+        finally:
+            os.close(fd)
 
     def write_note(self, fd: int, note: str) -> bool:
         """Replace a small file's text, not durably; returns whether it had one before."""
@@ -106,39 +117,39 @@ class Files:
 
     def fsync_folder(self, path: Path) -> None:
         """Wait until the folder's entries are on the device."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with self._folder(path) as fd:
             os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename, replacing what is there."""
-        os.replace(source, target)
+        with self._reached(source) as (folder, name), self._reached(target) as (new_folder, new_name):
+            os.replace(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
 
     def unlink(self, path: Path) -> None:
-        """Remove a file; one that is gone already is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        """Remove a file; one that is gone already, or that only a link leads to, is no error."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._reached(path) as (folder, name):
+            os.unlink(name, dir_fd=folder)
 
     def make_folder(self, path: Path) -> bool:
         """Make a folder, its owner's only; False if it is there."""
         try:
-            os.mkdir(path, 0o700)
+            with self._reached(path) as (folder, name):
+                os.mkdir(name, 0o700, dir_fd=folder)
         except FileExistsError:
             return False
         return True
 
     def remove_folder(self, path: Path) -> None:
-        """Remove an empty folder; one that is gone already is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(path)
+        """Remove an empty folder; one that is gone already, or is a link, is no error."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._reached(path) as (folder, name):
+            os.rmdir(name, dir_fd=folder)
 
     def names(self, path: Path) -> list[str]:
-        """Names in a folder; none if it is not there."""
+        """Names in a folder; none if it is not there, or is a link."""
         try:
-            return sorted(os.listdir(path))
-        except FileNotFoundError:
+            with self._folder(path) as fd:
+                return sorted(os.listdir(fd))
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def before_commit(self) -> None:
@@ -154,6 +165,63 @@ class Files:
             flags = int.from_bytes(status.raw[_MAC_FLAGS_OFFSET : _MAC_FLAGS_OFFSET + 4], sys.byteorder)
             return None if flags & _MAC_LOCAL_FLAG else "network"
         return _NETWORK_MAGIC.get(int.from_bytes(status.raw[:4], sys.byteorder))
+
+    def _open_regular(self, path: Path, flags: int) -> tuple[int, int]:
+        try:
+            with self._reached(path) as (folder, name):
+                fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from None
+            raise
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+        return fd, status.st_size
+
+    @contextlib.contextmanager
+    def _folder(self, path: Path) -> Iterator[int]:
+        """Descriptor of a folder."""
+        with self._reached(path) as (folder, name):
+            fd = _open_folder(name, folder)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _reached(self, path: Path) -> Iterator[tuple[int | None, str]]:
+        """The folder that holds ``path`` and its name there, for calls that take a ``dir_fd``; below the root reached link by link.
+
+        A link on the way is ``NotADirectoryError``, as it is for the operating system.
+        """
+        if self.root is None or path == self.root or not path.is_relative_to(self.root):
+            yield None, str(path)
+            return
+        *folders, name = path.relative_to(self.root).parts
+        if ".." in (*folders, name):
+            raise NotADirectoryError(errno.ENOTDIR, "leads out of the store", str(path))
+        fd = _open_folder(str(self.root), None)
+        try:
+            for part in folders:
+                inner = _open_folder(part, fd)
+                os.close(fd)
+                fd = inner
+            yield fd, name
+        finally:
+            os.close(fd)
+
+
+def _open_folder(name: str, inside: int | None) -> int:
+    """Descriptor of a folder; one inside another is not reached through a link."""
+    nofollow = 0 if inside is None else os.O_NOFOLLOW
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | nofollow, dir_fd=inside)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # what a link is called differs by system
+            raise NotADirectoryError(errno.ENOTDIR, "a link, not a folder", name) from None
+        raise
 
 
 def write_atomically(files: Files, path: Path, pieces: Iterable[Buffer]) -> None:

@@ -1,51 +1,67 @@
 """What ``sessions`` tells of each Session.
 
-Knows how rows add up; opens and changes nothing.
+Knows how rows add up, a few statements for all of them; opens and changes nothing.
 """
 
 from __future__ import annotations
 
 import json
-import re
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
-from agent_memory.store import index, segment_index
-from agent_memory.store.index import SessionRow
-from agent_memory.store.tables import LIVE
+from agent_memory.store import index
+from agent_memory.store.index import DamagedRow, SessionRow
+from agent_memory.store.tables import LIVE, segments, sessions, tails, turns
 from agent_memory.types import BLOCK_TOKENS, SessionInfo
 
 
 def session_infos(connection: Connection, namespace: str | None, *, branches: bool) -> list[SessionInfo]:
-    """Live Sessions by namespace and name; those named ``<parent>/<number>`` only with ``branches``."""
-    infos = [session_info(connection, row) for row in index.live_sessions(connection, namespace)]
-    return [info for info in infos if branches or not _is_branch(info)]
+    """Sessions in use by namespace and name; branches of a conversation only with ``branches``. One whose row is damaged says so."""
+    rows = index.checked_sessions(connection, *index.not_removed(namespace))
+    sums = _Sums(connection)
+    return [_damaged(row) if isinstance(row, DamagedRow) else sums.info(row) for row in rows if branches or not is_branch(row)]
 
 
-def session_info(connection: Connection, row: SessionRow) -> SessionInfo:
-    """One line about one Session."""
-    spans = index.lineage(connection, row.id)
-    last = index.last_turn(connection, spans)
-    return SessionInfo(
-        namespace=row.namespace,
-        name=row.name,
-        turns=0 if last is None else last.index + 1,
-        tokens=0 if last is None else last.stop,
-        kv_tokens=segment_index.kv_blocks(connection, spans) * BLOCK_TOKENS,
-        bytes=segment_index.own_bytes(connection, row.id) + index.own_token_bytes(connection, row.id),
-        created=row.created,
-        updated=row.created if last is None else max(row.created, last.created),
-        parent=_parent_name(connection, row),
-        model=str(json.loads(row.model)["architecture"]),
-    )
+def is_branch(row: SessionRow | DamagedRow) -> bool:
+    """Whether a Session was made by a client for a history that went another way."""
+    return isinstance(row, SessionRow) and row.conversation not in (None, row.name) and row.parent_id is not None
 
 
-def _parent_name(connection: Connection, row: SessionRow) -> str | None:
-    if row.parent_id is None:
-        return None
-    parent = index.session_by_id(connection, row.parent_id)
-    return parent.name if parent.state == LIVE else None
+class _Sums:
+    """What the Sessions of a Store hold, each summed up once for all."""
+
+    def __init__(self, connection: Connection) -> None:
+        own_last = (turns.c.session_id == sessions.c.id) & (turns.c.idx == sessions.c.turns - 1)
+        last = select(turns.c.session_id, turns.c.start + turns.c.tokens, turns.c.created).join(sessions, own_last)
+        self._last = {row[0]: (row[1], row[2]) for row in connection.execute(last)}
+        held = select(segments.c.session_id, func.sum(segments.c.size), func.max(segments.c.first_block + segments.c.blocks))
+        self._segments = {row[0]: (row[1], row[2]) for row in connection.execute(held.group_by(segments.c.session_id))}
+        self._tails: dict[Any, Any] = {row[0]: row[1] for row in connection.execute(select(tails.c.session_id, tails.c.size))}
+        named = connection.execute(select(sessions.c.id, sessions.c.name).where(sessions.c.state == LIVE))
+        self._names: dict[Any, Any] = {row[0]: row[1] for row in named}
+
+    def info(self, row: SessionRow) -> SessionInfo:
+        stop, written = self._last.get(row.id, (row.fork_tokens, row.created))
+        size, blocks = self._segments.get(row.id, (0, row.fork_blocks))
+        return SessionInfo(
+            namespace=row.namespace,
+            name=row.name,
+            turns=row.turns,
+            tokens=stop,
+            kv_tokens=blocks * BLOCK_TOKENS,
+            bytes=size + self._tails.get(row.id, 0) + 4 * (stop - row.fork_tokens),
+            created=row.created,
+            updated=max(row.created, written),
+            parent=self._names.get(row.parent_id),
+            model=_architecture(row.model),
+        )
 
 
-def _is_branch(info: SessionInfo) -> bool:
-    return info.parent is not None and re.fullmatch(re.escape(info.parent) + r"/\d+", info.name) is not None
+def _architecture(model: str) -> str:
+    fields = json.loads(model) if index.is_json_object(model) else {}
+    return str(fields.get("architecture", "?"))
+
+
+def _damaged(row: DamagedRow) -> SessionInfo:
+    return SessionInfo(row.namespace, row.name, 0, 0, 0, 0, 0.0, 0.0, None, "?", damage=row.why)

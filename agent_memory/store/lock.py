@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from agent_memory.errors import SessionBusy
+from agent_memory.errors import SessionBusy, StoreCorrupt
 from agent_memory.store.files import Files
 
 _BRIEF_SECONDS = 5.0
@@ -63,7 +63,12 @@ class SessionLock:
             os.close(fd)
 
     def _try_acquire(self, recovering: bool) -> bool:
-        fd = self._files.open_lock(self._path)
+        try:
+            fd = self._files.open_lock(self._path)
+        except FileNotFoundError:
+            raise StoreCorrupt(
+                f"{self._path} is no lock file, or its folder is gone; remove what lies there and open the store again"
+            ) from None
         try:
             if not self._files.try_lock(fd) or not self._files.is_file_at(fd, self._path):  # removed since we opened it
                 os.close(fd)

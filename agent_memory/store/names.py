@@ -6,10 +6,20 @@ Knows that no name reaches the file system: only a digest of it does.
 from __future__ import annotations
 
 import hashlib
+import re
 
 from agent_memory.errors import InvalidName
 
 MAX_NAME_BYTES = 255
+
+FOLDER = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}")
+"""What a Session's folder is called: the digest of its name, and digits of its own."""
+
+FILE = re.compile(FOLDER.pattern + r"/(?:[0-9]{12,18}-[0-9a-f]{8}|tail)\.safetensors")
+"""What a row may name as its file, from the folder of Sessions on."""
+
+LOCK = re.compile(r"[0-9a-f]{32}\.lock")
+"""What a Session's lock file is called."""
 
 
 def check_name(name: str, what: str = "session name") -> str:

@@ -68,11 +68,21 @@ class SegmentReader:
         self._mutex, self._closed = threading.Lock(), False
         self.counts = ReadCounts()
 
+    def piece(self, row: SegmentRow, tensor: str, piece: int) -> bytearray:
+        """The checked bytes of one Block of the tensor, or BlockDamaged. No more is allocated than its file holds."""
+        place, where = row.places[tensor], self._where(row, tensor, piece)
+        with self._opened(row.file, where) as file:
+            if place.piece_bytes > file.size:
+                raise BlockShort(f"{where}: it has {place.piece_bytes} bytes, its file {file.size}; repair the session")
+        out = bytearray(place.piece_bytes)
+        self.read_piece(row, tensor, piece, memoryview(out))
+        return out
+
     def read_piece(self, row: SegmentRow, tensor: str, piece: int, out: memoryview) -> None:
         """Fill ``out`` (exactly one Block of the tensor) with checked bytes, or raise BlockDamaged; ``piece`` 0 is the row's first."""
         place = row.places[tensor]
         offset = place.offset + piece * place.piece_bytes
-        where = f"block {row.first_block + piece}, tensor {tensor!r} of session {self._session!r}"
+        where = self._where(row, tensor, piece)
         with self._opened(row.file, where) as file:
             if offset + place.piece_bytes > file.size:
                 raise BlockShort(
@@ -101,10 +111,19 @@ class SegmentReader:
     def header_is_whole(self, row: SegmentRow) -> bool:
         """True if the file has the size and the header it was written with; raises BlockDamaged if they cannot be read."""
         where = f"the file of block {row.first_block} of session {self._session!r}"
-        head = bytearray(row.contents.header_bytes)
         with self._opened(row.file, where) as file:
+            if file.size != row.contents.size:
+                return False
+            head = bytearray(row.contents.header_bytes)
             self._fill(file.fd, 0, [memoryview(head)], where)
-            return file.size == row.contents.size and signed_checksum(head) == row.contents.header_sum
+            return signed_checksum(head) == row.contents.header_sum
+
+    def check_size(self, row: SegmentRow, size: int) -> None:
+        """Raise BlockDamaged unless a Segment's file holds so many bytes, before room is made for them."""
+        where = f"the file of block {row.first_block} of session {self._session!r}"
+        with self._opened(row.file, where) as file:
+            if file.size < size:
+                raise BlockShort(f"{where} has {file.size} bytes, {size} are named; repair the session")
 
     def forget(self, file: str) -> None:
         """Close the file if it is open; whoever is reading it finishes first."""
@@ -119,6 +138,9 @@ class SegmentReader:
             self._closed = True
             while self._open:
                 self._let_go(self._open.popitem()[1])
+
+    def _where(self, row: SegmentRow, tensor: str, piece: int) -> str:
+        return f"block {row.first_block + piece}, tensor {tensor!r} of session {self._session!r}"
 
     def _read_run(self, tensor: str, run: Run) -> list[bool]:
         place, count = run.row.places[tensor], len(run.outs)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from agent_memory.errors import BlockDamaged, SessionBusy
-from agent_memory.store import index, segment_index
+from agent_memory.errors import BlockDamaged, SessionBusy, StoreCorrupt
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.database import Database
 from agent_memory.store.files import Files, write_atomically
 from agent_memory.store.index import OPEN_END, SessionRow, Span
 from agent_memory.store.lock import SessionLock
+from agent_memory.store.names import FOLDER, LOCK
 from agent_memory.store.reader import SegmentReader
 from agent_memory.store.segments import SegmentRow, TensorBytes, encode
 from agent_memory.store.tables import DELETING, KEPT
@@ -35,12 +37,13 @@ def recover(database: Database, files: Files, sessions_folder: Path, locks_folde
     with database.read("sessions") as connection:
         deleting = index.deleting_sessions(connection)
     for row in deleting:
-        purge(database, files, sessions_folder, row)
-    for name in files.names(locks_folder):
+        with suppress(StoreCorrupt):  # what cannot be removed is left to verify, and keeps nobody out
+            purge(database, files, sessions_folder, row)
+    for name in filter(LOCK.fullmatch, files.names(locks_folder)):
         lock = SessionLock(files, locks_folder / name, name)
         try:
             lock.acquire(recovering=True)
-        except SessionBusy:
+        except (SessionBusy, StoreCorrupt):  # held by a live process; or no lock file at all
             continue
         try:
             tidy_sessions_of(database, files, sessions_folder, Path(name).stem)
@@ -55,7 +58,7 @@ def tidy_sessions_of(database: Database, files: Files, root: Path, digest: str) 
     with database.read("sessions") as connection:
         known = {row.folder: row for row in index.sessions_in_folders(connection, digest)}
     for folder in files.names(root):
-        if not folder.startswith(f"{digest}-"):
+        if not (folder.startswith(f"{digest}-") and FOLDER.fullmatch(folder)):
             continue
         if folder in known:
             tidy_folder(database, files, root, known[folder])
@@ -69,12 +72,13 @@ def purge(database: Database, files: Files, root: Path, row: SessionRow) -> None
     while True:
         with database.read("a removal") as connection:
             forks = index.children(connection, row.id)
-            kept_turns = max((fork.fork_turns for fork in forks), default=0)
-            kept_blocks = max((fork.fork_blocks for fork in forks), default=0)
+            # Of a fork whose row is damaged nobody knows what it needs: all of it stays until that is deleted too.
+            kept_turns = max((fork.fork_turns if isinstance(fork, SessionRow) else OPEN_END for fork in forks), default=0)
+            kept_blocks = max((fork.fork_blocks if isinstance(fork, SessionRow) else OPEN_END for fork in forks), default=0)
             unused = segment_index.files_used_only_from(connection, row.id, kept_blocks)
         _unlink_all(files, root, unused, set())  # before their rows: some lie in a parent's folder, where nobody would look for them
         with database.write("a removal") as connection:
-            index.delete_turns(connection, row.id, kept_turns)
+            turn_index.delete_turns(connection, row.id, kept_turns)
             segment_index.trim(connection, row.id, kept_blocks)
             segment_index.delete_tail(connection, row.id)
         if forks:
@@ -97,7 +101,10 @@ def _settle(database: Database, row: SessionRow) -> SessionRow | None:
         index.remove_session(connection, row.id)
         if row.parent_id is None:
             return None
-        parent = index.session_by_id(connection, row.parent_id)
+        try:
+            parent = index.session_by_id(connection, row.parent_id)
+        except StoreCorrupt:
+            return None  # what is left of it cannot be trusted
         if parent.state != KEPT:
             return None
         index.change_session(connection, parent, state=DELETING)

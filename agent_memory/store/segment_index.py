@@ -5,19 +5,18 @@ Knows rows and their seals; every function runs inside the transaction of the co
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, not_, select
 
 from agent_memory.errors import StoreCorrupt
-from agent_memory.store.index import SessionRow, Span, change_session, children
+from agent_memory.store.index import SessionRow, Span, are_counts, change_session, children, written
+from agent_memory.store.names import FILE
 from agent_memory.store.segments import Contents, SegmentRow, contents_from_columns, contents_to_columns
 from agent_memory.store.tables import seal, segments, tails
-
-_FILE_NAME = re.compile(r"[0-9a-f-]+/[0-9a-z.-]+")
+from agent_memory.types import SEGMENT_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def insert_segment(connection: Connection, row: SegmentRow, created: float) -> N
         "created": created,
         **contents_to_columns(row.contents),
     }
-    connection.execute(insert(segments).values(**values, seal=seal(*values.values())))
+    written(connection.execute(insert(segments).values(**values, seal=seal(*values.values()))).rowcount, "a segment")
 
 
 def supersede(connection: Connection, row: SegmentRow, created: float) -> list[str]:
@@ -102,7 +101,7 @@ def supersede(connection: Connection, row: SegmentRow, created: float) -> list[s
         segments.c.first_block >= row.first_block,
         segments.c.first_block < row.stop,
     )
-    files = [str(file) for file in connection.execute(select(segments.c.file).where(*where)).scalars()]
+    files = _file_names(connection.execute(select(segments.c.file).where(*where)).scalars())
     connection.execute(segments.delete().where(*where))
     insert_segment(connection, row, created)
     return unnamed(connection, files)
@@ -112,7 +111,7 @@ def own_starts(connection: Connection, session_id: int, first: int) -> list[tupl
     """``(first_block, blocks)`` of a Session's own Segments that begin at ``first`` or later."""
     where = (segments.c.session_id == session_id, segments.c.first_block >= first)
     query = select(segments.c.first_block, segments.c.blocks).where(*where).order_by(segments.c.first_block)
-    return [(int(row.first_block), int(row.blocks)) for row in connection.execute(query)]
+    return [(row.first_block, row.blocks) for row in connection.execute(query) if are_counts(row)]
 
 
 def drop_from(connection: Connection, session: SessionRow, spans: Sequence[Span], first: int) -> list[str]:
@@ -121,7 +120,7 @@ def drop_from(connection: Connection, session: SessionRow, spans: Sequence[Span]
     What its forks share of them is handed over to them, row by row, so they lose nothing.
     """
     for child in children(connection, session.id):
-        if child.fork_blocks > first:
+        if isinstance(child, SessionRow) and child.fork_blocks > first:
             for row in segments_between(connection, spans, first, child.fork_blocks):
                 insert_segment(connection, replace(row, session_id=child.id), _created(connection, row))
             change_session(connection, child, fork_blocks=first)
@@ -134,20 +133,21 @@ def drop_from(connection: Connection, session: SessionRow, spans: Sequence[Span]
 
 def trim(connection: Connection, session_id: int, first: int) -> list[str]:
     """Cut a Session's own Segments at Block ``first``; returns the files no row names any more."""
-    where = (segments.c.session_id == session_id, segments.c.first_block + segments.c.blocks > first)
+    later = [segments.c.first_block + segments.c.blocks > first] if first else []
+    where = (segments.c.session_id == session_id, *later)
     rows = list(connection.execute(select(segments).where(*where)))
     connection.execute(segments.delete().where(*where))
     for row in rows:
-        if row.first_block < first:
+        if are_counts([row.first_block]) and row.first_block < first:
             insert_segment(connection, _segment(row).cut(0, first), row.created)
-    return unnamed(connection, [str(row.file) for row in rows])
+    return unnamed(connection, _file_names(row.file for row in rows))
 
 
 def files_used_only_from(connection: Connection, session_id: int, first: int) -> list[str]:
     """Files of a Session's own Segments that begin at ``first`` or later, and that no other row names."""
-    own = (segments.c.session_id == session_id, segments.c.first_block >= first)
+    own = (segments.c.session_id == session_id, *([segments.c.first_block >= first] if first else []))
     others = select(segments.c.file).where(not_(and_(*own)))
-    return [str(file) for file in connection.execute(select(segments.c.file).where(*own, segments.c.file.not_in(others))).scalars()]
+    return _file_names(connection.execute(select(segments.c.file).where(*own, segments.c.file.not_in(others))).scalars())
 
 
 def replace_file(connection: Connection, old: SegmentRow, new: SegmentRow) -> None:
@@ -179,7 +179,7 @@ def put_tail_row(connection: Connection, session_id: int, tail: TailRow) -> None
         "first_block": tail.first_block,
         **contents_to_columns(tail.contents),
     }
-    connection.execute(insert(tails).values(**values, seal=seal(*values.values())))
+    written(connection.execute(insert(tails).values(**values, seal=seal(*values.values()))).rowcount, "a tail")
 
 
 def tail_row(connection: Connection, session_id: int) -> TailRow | None:
@@ -187,7 +187,12 @@ def tail_row(connection: Connection, session_id: int) -> TailRow | None:
     row = connection.execute(select(tails).where(tails.c.session_id == session_id)).one_or_none()
     if row is None or row.seal != seal(row.session_id, row.tokens, row.first_block, *_content_fields(row)):
         return None
-    return TailRow(row.tokens, row.first_block, contents_from_columns(row, pieces=None))
+    if not are_counts((row.tokens, row.first_block, row.size)):
+        return None
+    try:
+        return TailRow(row.tokens, row.first_block, contents_from_columns(row, pieces=None))
+    except StoreCorrupt:
+        return None
 
 
 def delete_tail(connection: Connection, session_id: int) -> None:
@@ -210,10 +215,21 @@ def own_bytes(connection: Connection, session_id: int) -> int:
 def _segment(row: Any) -> SegmentRow:
     if row.seal != seal(row.session_id, row.first_block, row.blocks, row.file, row.created, *_content_fields(row)):
         raise StoreCorrupt(f"the index row of the segment at block {row.first_block} is damaged; run verify, then repair the session")
-    if not _FILE_NAME.fullmatch(row.file):
-        raise StoreCorrupt(f"the index names the file {row.file!r}, which cannot be a segment; restore the store from an export")
+    _file_names([row.file])
+    if not (are_counts((row.session_id, row.first_block, row.size)) and isinstance(row.blocks, int) and 1 <= row.blocks <= SEGMENT_BLOCKS):
+        raise StoreCorrupt(f"the index says that a segment holds {row.blocks} blocks from {row.first_block} on; run verify")
     contents = contents_from_columns(row, pieces=row.blocks)
     return SegmentRow(row.session_id, row.first_block, row.blocks, row.file, contents)
+
+
+def _file_names(found: Iterable[object]) -> list[str]:
+    """Files that rows name; StoreCorrupt for one that is no file of a Session's folder, since it might be anybody's."""
+    files = []
+    for file in found:
+        if not isinstance(file, str) or not FILE.fullmatch(file):
+            raise StoreCorrupt(f"the index names the file {file!r}, which cannot be a segment; restore the store from an export")
+        files.append(file)
+    return files
 
 
 def _content_fields(row: Any) -> tuple[object, ...]:

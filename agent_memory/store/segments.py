@@ -155,16 +155,33 @@ def contents_to_columns(contents: Contents) -> dict[str, Any]:
 
 def contents_from_columns(row: Any, *, pieces: int | None) -> Contents:
     """Inverse of ``contents_to_columns``; StoreCorrupt if the columns do not fit together."""
-    count = pieces or 1
-    every_sum = np.frombuffer(row.sums, dtype="<u8")
-    places: dict[str, Place] = {}
-    for position, (name, (dtype, shape, offset)) in enumerate(json.loads(row.places).items()):
-        total = math.prod(shape) * DTYPE_BYTES[dtype]
-        own = every_sum[position * count : (position + 1) * count].astype(np.uint64)
-        if len(own) != count or total % count or min(shape, default=0) < 0 or not 0 <= offset <= row.size - total:
-            raise StoreCorrupt(f"the index row of tensor {name!r} does not fit its file; run verify")
-        places[name] = Place(dtype, tuple(shape), offset, total // count, own)
+    count = 1 if pieces is None else pieces
+    try:
+        every_sum = np.frombuffer(row.sums, dtype="<u8")
+        described = json.loads(row.places)
+        if not 0 <= row.header_bytes <= row.size or len(every_sum) != count * len(described) or not described:
+            raise ValueError("sizes do not fit")
+        places = {
+            name: _place(dtype, shape, offset, row.size, every_sum[position * count : (position + 1) * count].astype(np.uint64), pieces)
+            for position, (name, (dtype, shape, offset)) in enumerate(described.items())
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreCorrupt(
+            f"what the index says of the file {getattr(row, 'file', 'of the tail')!r} does not fit together; run verify"
+        ) from error
     return Contents(row.size, row.header_bytes, row.header_sum, places)
+
+
+def _place(dtype: str, shape: list[int], offset: int, size: int, sums: NDArray[np.uint64], pieces: int | None) -> Place:
+    """Where a tensor lies in a file of ``size`` bytes; ValueError or TypeError for what cannot be."""
+    if pieces is not None and shape[:1] != [pieces]:
+        raise ValueError("a tensor is of another number of Blocks")
+    if not all(type(number) is int and number >= 0 for number in (*shape, offset, size)) or dtype not in DTYPE_BYTES:
+        raise ValueError("no tensor has such a shape")
+    total = math.prod(shape) * DTYPE_BYTES[dtype]
+    if total % len(sums) or offset > size - total:
+        raise ValueError("a tensor leads out of its file")
+    return Place(dtype, tuple(shape), offset, total // len(sums), sums)
 
 
 def _dtype_bytes(name: str, dtype: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import weakref
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agent_memory.errors import SessionClosed, SessionNotFound, StoreFull, UnsupportedStore
+from agent_memory.errors import SessionClosed, SessionExists, SessionNotFound, StoreCorrupt, StoreError, StoreFull, UnsupportedStore
 from agent_memory.store import archive, index
 from agent_memory.store.database import Database
 from agent_memory.store.faults import Health
 from agent_memory.store.files import Files, make_folder_durably
 from agent_memory.store.gate import check_model
-from agent_memory.store.index import SessionRow
+from agent_memory.store.index import DamagedRow, SessionRow
 from agent_memory.store.listing import session_infos
 from agent_memory.store.lock import SessionLock
 from agent_memory.store.names import check_name, name_digest
@@ -38,36 +39,42 @@ _SQLITE_URL = "sqlite:///"
 class Store:
     """Durable truth in one folder: an SQLite index and Segment files. Made by ``Store.open``; a context manager."""
 
-    def __init__(self, root: Path, index_file: Path, files: Files) -> None:
-        self.root = root
+    def __init__(self, root: Path, index_file: Path, files: Files, *, read_only: bool = False) -> None:
+        self.root = files.root = root
         self._pid = os.getpid()
-        self._closed = False
+        self._closed, self._read_only = False, read_only
         self._files, self._health = files, Health(str(root))
         self._sessions_folder, self._locks_folder = root / "sessions", root / "locks"
-        with self._health.writing("the store's folders"):
-            above = [parent for parent in reversed(root.parents) if not parent.exists()]
-            for folder in (*above, root, self._sessions_folder, self._locks_folder):
-                make_folder_durably(files, folder)
-        self._database = Database(index_file, files, self._health)
+        _check_index(index_file, files, self._sessions_folder, read_only)
+        if not read_only:
+            with self._health.writing("the store's folders"):
+                above = [parent for parent in reversed(root.parents) if not parent.exists()]
+                for folder in (*above, root, self._sessions_folder, self._locks_folder):
+                    make_folder_durably(files, folder)
+        self._database = Database(index_file, files, self._health, read_only=read_only)
         self._threads = ReadThreads()
         self._ground = Ground(self._database, files, self._sessions_folder, self._health, self._threads)
         self._timelines: list[Timeline] = []
         _let_go_in_children(self)
 
     @classmethod
-    def open(cls, location: str | Path, *, files: Files | None = None, allow_network: bool = False) -> Store:
+    def open(cls, location: str | Path, *, files: Files | None = None, allow_network: bool = False, read_only: bool = False) -> Store:
         """Open the Store in a folder, or at ``sqlite:///file``; made on first use. Finishes what a killed process left half-done.
 
-        Raises UnsupportedStore (another URL, a network file system unless ``allow_network``), StoreCorrupt, FormatTooNew.
+        With ``read_only`` nothing is made, finished, locked or written: for looking at a Store, also on a medium that cannot be written.
+
+        Raises UnsupportedStore (another URL, a network file system unless ``allow_network``), StoreCorrupt, FormatTooNew; StoreError for
+        a Store that is to be read and is not there.
         """
         root, index_file = _places(location)
         files = files or Files()
         kind = None if allow_network else files.network_kind(_nearest_folder(root))
         if kind is not None:
             raise UnsupportedStore(f"{root} lies on a network file system ({kind}), where locks and syncs fail; use a local disk")
-        store = cls(root, index_file, files)
+        store = cls(root, index_file, files, read_only=read_only)
         try:
-            store._recover()
+            if not read_only:
+                store._recover()
         except BaseException:
             store.close()
             raise
@@ -83,11 +90,13 @@ class Store:
         timeout: float = 0.0,
         create: bool = True,
         read_only: bool = False,
+        conversation: str | None = None,
     ) -> Timeline:
         """Open a Session for writing (or reading only), made if it is not there and ``create``.
 
         Raises SessionBusy if another writer holds it for longer than ``timeout`` seconds, SessionNotFound, InvalidName, and
-        ModelMismatch, with nothing read or written, if it was made with another model or layout.
+        ModelMismatch, with nothing read or written, if it was made with another model or layout. With ``conversation`` it is one of that
+        conversation: SessionExists if it belongs to another one.
         """
         self._check_usable()
         check_name(namespace, "namespace")
@@ -97,7 +106,10 @@ class Store:
         lock = None if read_only else self._acquire(name, namespace, timeout)
         try:
             row = self._gate(name, namespace, model, layout, may_create)
-            timeline = Timeline(self._ground, row or self._create(name, namespace, model, layout), lock, timeout)
+            if row is not None and conversation not in (None, row.conversation or row.name):
+                raise SessionExists(f"session {name!r} is a branch of conversation {row.conversation!r}; choose another name")
+            made = row or self._create(name, namespace, model, layout, None if conversation == name else conversation)
+            timeline = Timeline(self._ground, made, lock, timeout)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -106,16 +118,16 @@ class Store:
         return timeline
 
     def sessions(self, namespace: str | None = None, *, branches: bool = False) -> list[SessionInfo]:
-        """Sessions by namespace and name; those named ``<parent>/<number>`` only with ``branches``."""
+        """Sessions by namespace and name; branches of conversations only with ``branches``. One that is damaged says so."""
         self._check_usable()
         with self._database.read("sessions") as connection:
             return session_infos(connection, namespace, branches=branches)
 
-    def branches(self, name: str, namespace: str = "default") -> list[str]:
-        """Names of the Session and of those called ``<name>/..``; none if there are none."""
+    def conversation(self, name: str, namespace: str = "default") -> list[str]:
+        """Names of the Sessions of a conversation: its own, and its branches in the order in which they were made."""
         self._check_usable()
         with self._database.read("sessions") as connection:
-            return index.names_under(connection, namespace, name)
+            return index.names_in_conversation(connection, namespace, name)
 
     def turns(self, name: str, namespace: str = "default", start: int = 0, stop: int | None = None) -> list[Turn]:
         """Turns ``[start, stop)`` of a Session, which may be open elsewhere."""
@@ -137,11 +149,13 @@ class Store:
         """Remove a Session whole, but for what forks still use. Once begun it is finished, if need be at the next open."""
         self._check_usable()
         self._health.check()
-        self._row(name, namespace)
+        self._check_known(name, namespace)
         lock = self._acquire(name, namespace, timeout)
         try:
             with self._database.write("a removal") as connection:
-                row = index.session_by_id(connection, self._row(name, namespace).id)
+                row = index.row_to_remove(connection, namespace, name, f"{name_digest(namespace, name)}-{secrets.token_hex(4)}")
+                if row is None:
+                    raise SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
                 index.change_session(connection, row, state=DELETING, name="")
             with self._health.writing("a removal"):
                 purge(self._database, self._files, self._sessions_folder, row)
@@ -152,10 +166,10 @@ class Store:
         """Check the index and every Block of one Session, one namespace, or all. Changes nothing."""
         self._check_usable()
         if name is not None:
-            namespace = namespace or "default"
-            self._row(name, namespace)
+            namespace = "default" if namespace is None else namespace
+            self._check_known(name, namespace)
 
-        def wanted(row: SessionRow) -> bool:
+        def wanted(row: SessionRow | DamagedRow) -> bool:
             return (name is None or row.name == name) and (namespace is None or row.namespace == namespace)
 
         return verify_store(self._database, self._files, self._sessions_folder, wanted, progress)
@@ -164,8 +178,7 @@ class Store:
         """Write a Session, with what it shares with others, as one archive file. Raises BlockDamaged if a Block of it is."""
         timeline = self.view(name, namespace)
         try:
-            with self._health.writing("an export"):
-                archive.write(timeline, Path(path), self._files)
+            archive.write(timeline, Path(path), self._files)
         finally:
             timeline.close()
 
@@ -174,7 +187,8 @@ class Store:
         self._check_usable()
         self._health.check()
         found = archive.check(Path(path))
-        name, namespace = check_name(name or found.name), check_name(namespace or found.namespace, "namespace")
+        name = check_name(found.name if name is None else name)
+        namespace = check_name(found.namespace if namespace is None else namespace, "namespace")
         lock = self._acquire(name, namespace, 0.0)
         clean = False
         try:
@@ -217,6 +231,12 @@ class Store:
         with self._health.reading("leftovers"):
             tidy_sessions_of(self._database, self._files, self._sessions_folder, name_digest(namespace, name))
 
+    def _check_known(self, name: str, namespace: str) -> None:
+        """Raise SessionNotFound unless there is a Session of that name, be its row damaged or not."""
+        with self._database.read("sessions") as connection:
+            if not index.is_known(connection, namespace, name):
+                raise SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
+
     def _find(self, name: str, namespace: str) -> SessionRow | None:
         with self._database.read("sessions") as connection:
             return index.find_session(connection, namespace, name)
@@ -237,13 +257,15 @@ class Store:
         self._check_usable()
         return Timeline(self._ground, self._row(name, namespace), None, 0.0)
 
-    def _create(self, name: str, namespace: str, model: ModelId, layout: KVLayout) -> SessionRow:
-        values = new_session(namespace, name, json.dumps(model.to_dict()), json.dumps(asdict(layout)))
+    def _create(self, name: str, namespace: str, model: ModelId, layout: KVLayout, conversation: str | None) -> SessionRow:
+        values = new_session(namespace, name, json.dumps(model.to_dict()), json.dumps(asdict(layout)), conversation)
         with self._database.write("a new session") as connection:
             return index.insert_session(connection, values)
 
     def _acquire(self, name: str, namespace: str, timeout: float) -> SessionLock:
         self._health.check()
+        if self._read_only:
+            raise StoreError(f"session {name!r} cannot be written: the store {self.root} was opened to be read")
         lock = SessionLock(self._files, self._locks_folder / f"{name_digest(namespace, name)}.lock", f"{namespace}/{name}")
         with self._health.writing("a lock"):
             lock.acquire(timeout)
@@ -263,6 +285,20 @@ def _places(location: str | Path) -> tuple[Path, Path]:
     if root.exists() and not root.is_dir():
         raise UnsupportedStore(f"{root} is a file; a store is a folder")
     return root, root / INDEX_FILE
+
+
+def _check_index(index_file: Path, files: Files, sessions_folder: Path, read_only: bool) -> None:
+    """An index that is gone is not taken for that of a new Store, where there are Segments it would have named."""
+    if index_file.exists() and index_file.stat().st_size:
+        return
+    kept = sum(len(files.names(sessions_folder / folder)) for folder in files.names(sessions_folder))
+    if kept:
+        raise StoreCorrupt(
+            f"the index {index_file} is gone or empty, but {kept} files of sessions are there; put the index back from a copy, "
+            f"or move {sessions_folder} away to begin anew"
+        )
+    if read_only:
+        raise StoreError(f"there is no store at {index_file.parent}; make one with agent-memory chat")
 
 
 def _nearest_folder(path: Path) -> Path:

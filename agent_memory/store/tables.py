@@ -1,4 +1,4 @@
-"""The tables of the index, format 1, and the seal that each row carries.
+"""The tables of the index, format 2, and the seal that each row carries.
 
 Knows columns only; statements are in ``index.py`` and its neighbours, changes of format in ``migrations``.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import xxhash
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 
-FORMAT = "0001"
+FORMAT = "0002"
 """Alembic revision this version of the package reads and writes."""
+
+OLDER_FORMATS = ("0001",)
+"""Revisions it brings up to that."""
 
 LIVE, DELETING, KEPT = 0, 1, 2
 """States of a Session: in use; to be removed; removed, but forks still use a part of it."""
@@ -32,8 +35,11 @@ sessions = Table(
     Column("layout", Text, nullable=False),
     Column("created", Float, nullable=False),
     Column("seal", BigInteger, nullable=False),
+    Column("conversation", Text),
+    Column("turns", Integer, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
+Index("conversations", sessions.c.namespace, sessions.c.conversation)
 Index("live_names", sessions.c.namespace, sessions.c.name, unique=True, sqlite_where=sessions.c.state == LIVE)
 Index("states", sessions.c.state)
 

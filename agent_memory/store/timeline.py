@@ -10,7 +10,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.exc import IntegrityError
 
-from agent_memory.errors import SessionBusy, SessionError, SessionExists
-from agent_memory.store import index, segment_index
+from agent_memory.errors import InvalidTurn, SessionBusy, SessionError, SessionExists, StoreCorrupt
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.database import Database
 from agent_memory.store.faults import Health
 from agent_memory.store.files import Files, make_folder_durably, write_atomically
-from agent_memory.store.index import NewTurn, SessionRow
+from agent_memory.store.index import SessionRow
 from agent_memory.store.lock import SessionLock
 from agent_memory.store.names import check_name, name_digest
 from agent_memory.store.recovery import tidy_folder
@@ -32,8 +32,9 @@ from agent_memory.store.segment_index import TailRow
 from agent_memory.store.segments import SegmentRow, TensorBytes, encode
 from agent_memory.store.tables import LIVE
 from agent_memory.store.threads import ReadThreads
+from agent_memory.store.turn_index import NewTurn
 from agent_memory.store.view import TAIL_FILE, View
-from agent_memory.types import BLOCK_TOKENS, SEGMENT_BLOCKS, KVLayout, ModelId, Role, Turn
+from agent_memory.types import BLOCK_TOKENS, ROLES, SEGMENT_BLOCKS, KVLayout, ModelId, Role, Turn
 
 
 class Ground:
@@ -55,7 +56,12 @@ class Timeline(View):
         self._turn_to_write = threading.RLock()
         self._untidy = False
         super().__init__(ground.database, ground.files, ground.folder, row, follow=lock is None, threads=ground.threads)
-        self.model = ModelId(**json.loads(row.model))
+        if lock is not None and self._turn_count != self._row.turns:
+            raise StoreCorrupt(
+                f"session {row.label!r} has {self._row.turns} turns, {self._turn_count} are in the index; run verify, then export what is "
+                "there, or delete it"
+            )
+        self.model = model_from_json(row.model)
         self.layout = layout_from_json(row.layout)
 
     def append_turn(
@@ -72,10 +78,10 @@ class Timeline(View):
         """Append a turn in one transaction; when this returns, its text and ids are on the device.
 
         ``token_ids`` is ``[tokens]`` of integers in int32; ``meta`` and ``recall`` are plain JSON types. Raises ValueError for ids
-        or JSON that cannot be kept, StoreFull, StoreStopped.
+        or JSON that cannot be kept, InvalidTurn, StoreFull, StoreStopped.
         """
         ids = _int32(token_ids)
-        text.encode("utf-8")
+        check_turn(role, text, name, chain)
         with self._writing():
             new = NewTurn(
                 idx=self._turn_count,
@@ -91,7 +97,7 @@ class Timeline(View):
                 recall=None if recall is None else _json(recall),
             )
             with self._database.write("a turn") as connection:
-                index.insert_turn(connection, self._row.id, new)
+                turn_index.insert_turns(connection, self._row.id, [new])
             self._turn_count, self._token_count, self._chain = new.idx + 1, new.start + new.tokens, chain
             return Turn(new.idx, role, name, text, new.start, new.tokens, chain, new.created, json.loads(new.meta))
 
@@ -131,8 +137,9 @@ class Timeline(View):
             with self._database.write("the row of the tail") as connection:
                 segment_index.put_tail_row(connection, self._row.id, TailRow(tokens_at, self._kv_blocks, contents))
 
-    def fork(self, name: str, at: int | None = None) -> None:
-        """Make a Session that begins with this one's first ``at`` turns (all by default) and the whole Blocks before that point.
+    def fork(self, name: str, at: int | None = None, *, conversation: str | None = None) -> None:
+        """Make a Session that begins with this one's first ``at`` turns (all by default) and the whole Blocks before that point; a branch
+        of ``conversation``, if given.
 
         Nothing is copied. Raises SessionExists, InvalidName, and ValueError for a point that is not there.
         """
@@ -142,10 +149,11 @@ class Timeline(View):
             if not 0 <= at <= self._turn_count:
                 raise ValueError(f"session {self._row.label!r} has {self._turn_count} turns, it cannot be forked at {at}")
             tokens = 0 if at == 0 else self.turns(at - 1, at)[0].stop
-            child = new_session(self.namespace, name, self._row.model, self._row.layout)
+            child = new_session(self.namespace, name, self._row.model, self._row.layout, conversation)
             child |= {
                 "parent_id": self._row.id,
                 "fork_turns": at,
+                "turns": at,
                 "fork_tokens": tokens,
                 "fork_blocks": min(tokens // BLOCK_TOKENS, self._kv_blocks),
             }
@@ -177,6 +185,14 @@ class Timeline(View):
             super().close()
             if self._lock is not None:
                 self._lock.release(clean=not self._untidy)
+
+    def let_go(self) -> Callable[[], None]:
+        """Free the Session as the end of the process would, for whoever dropped it without ``close``: nothing is written or removed, and no
+        lock of this process is waited for. Returns what closes its files, to be called where one may be."""
+        self._closed = True
+        if self._lock is not None:
+            self._lock.release(clean=False)
+        return super().close
 
     def abandon(self) -> None:
         """In a forked child: let go of the inherited lock without freeing it."""
@@ -237,7 +253,20 @@ class Timeline(View):
                 self._files.unlink(self._folder / file)
 
 
-def new_session(namespace: str, name: str, model: str, layout: str) -> dict[str, Any]:
+def check_turn(role: object, text: object, name: object, chain: object) -> None:
+    """Raise InvalidTurn for what cannot be a turn, before anything of it is written."""
+    if role not in ROLES:
+        raise InvalidTurn(f"role={role!r} cannot be used; choose one of {', '.join(ROLES)}")
+    for what, value in {"text": text, "name": "" if name is None else name, "chain": chain}.items():
+        if not isinstance(value, str):
+            raise InvalidTurn(f"the {what} of a turn is text, not {type(value).__name__}")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidTurn(f"the {what} of a turn is not valid Unicode: it holds half of a surrogate pair") from None
+
+
+def new_session(namespace: str, name: str, model: str, layout: str, conversation: str | None = None) -> dict[str, Any]:
     """Columns of a new Session without parent."""
     return {
         "namespace": namespace,
@@ -251,13 +280,30 @@ def new_session(namespace: str, name: str, model: str, layout: str) -> dict[str,
         "model": model,
         "layout": layout,
         "created": time.time(),
+        "conversation": conversation,
+        "turns": 0,
     }
 
 
+def model_from_json(text: str) -> ModelId:
+    """Inverse of ``json.dumps(model.to_dict())``; StoreCorrupt for anything else."""
+    try:
+        return ModelId(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise StoreCorrupt("the model of a session is not what belongs there; restore the session from an export") from error
+
+
 def layout_from_json(text: str) -> KVLayout:
-    """Inverse of ``json.dumps(asdict(layout))``."""
-    fields = json.loads(text)
-    return KVLayout(**{**fields, "kv_heads": tuple(fields["kv_heads"]), "head_dim": tuple(fields["head_dim"])})
+    """Inverse of ``json.dumps(asdict(layout))``; StoreCorrupt for anything else."""
+    try:
+        fields = json.loads(text)
+        layout = KVLayout(**{**fields, "kv_heads": tuple(fields["kv_heads"]), "head_dim": tuple(fields["head_dim"])})
+    except (TypeError, ValueError, KeyError) as error:
+        raise StoreCorrupt("the layout of a session is not what belongs there; restore the session from an export") from error
+    shapes = (*layout.kv_heads, *layout.head_dim, layout.block_tokens)
+    if len(layout.kv_heads) != len(layout.head_dim) or not all(type(number) is int and number > 0 for number in shapes):
+        raise StoreCorrupt("the layout of a session has shapes that cannot be; restore the session from an export")
+    return layout
 
 
 def _json(value: Mapping[str, Any]) -> str:

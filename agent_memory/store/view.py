@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_memory.errors import BlockDamaged, BlockMissing, SessionClosed, StoreCorrupt
-from agent_memory.store import index, segment_index
+from agent_memory.errors import BlockDamaged, BlockMissing, SessionClosed, SessionNotFound, StoreCorrupt
+from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.database import Database
 from agent_memory.store.files import Files
 from agent_memory.store.index import OPEN_END, SessionRow, Span
 from agent_memory.store.reader import ReadCounts, SegmentReader, runs_of
 from agent_memory.store.rows import SegmentRows
 from agent_memory.store.segments import SegmentRow, TensorBytes
+from agent_memory.store.tables import LIVE
 from agent_memory.store.threads import ReadThreads
 from agent_memory.types import BLOCK_TOKENS, Turn
 
@@ -92,26 +93,26 @@ class View:
         current = self._current()
         stop = current._turn_count if stop is None else min(stop, current._turn_count)
         with self._database.read("turns") as connection:
-            return index.read_turns(connection, self._spans, max(start, 0), stop)
+            return turn_index.read_turns(connection, self._spans, max(start, 0), stop)
 
     def turn_at(self, token: int) -> Turn:
         """The turn that holds the token of that index; IndexError if there is none."""
         self._current()
         with self._database.read("turns") as connection:
-            return index.turn_holding(connection, self._spans, token)
+            return turn_index.turn_holding(connection, self._spans, token)
 
     def recalls(self) -> list[dict[str, Any]]:
         """``{"turn": index, "recall": ...}`` of every turn that recorded one."""
         self._current()
         with self._database.read("recalls") as connection:
-            return index.read_recalls(connection, self._spans)
+            return turn_index.read_recalls(connection, self._spans)
 
     def tokens(self, start: int, stop: int) -> NDArray[np.int32]:
         """Ids of tokens ``[start, stop)``, int32, clipped to those there are."""
         current = self._current()
         start, stop = max(start, 0), min(stop, current._token_count)
         with self._database.read("token ids") as connection:
-            pieces = index.read_ids(connection, self._spans, start, stop)
+            pieces = turn_index.read_ids(connection, self._spans, start, stop)
         found = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
         if len(found) != max(stop - start, 0):
             raise StoreCorrupt(f"token ids [{start}, {stop}) of session {self._row.label!r} are not all in the index; run verify")
@@ -136,12 +137,7 @@ class View:
         """The bytes of one Block of one tensor, checked; BlockDamaged names session, Block and tensor. KeyError for an unknown tensor."""
         self._current()
 
-        def read(row: SegmentRow) -> bytes:
-            out = bytearray(row.places[tensor].piece_bytes)
-            self._reader.read_piece(row, tensor, block - row.first_block, memoryview(out))
-            return bytes(out)
-
-        return self._with_row(block, read)
+        return bytes(self._with_row(block, lambda row: self._reader.piece(row, tensor, block - row.first_block)))
 
     def read_blocks(self, tensor: str, blocks: Sequence[int], out: memoryview | NDArray[Any]) -> list[int]:
         """Fill ``out`` (``[len(blocks), bytes of one Block]``, C-contiguous) with Blocks of one tensor.
@@ -170,6 +166,7 @@ class View:
         self._current()
         row = self._row_at(first_block)
         blocks, size = range(first_block, row.stop), row.places[tensor].piece_bytes
+        self._reader.check_size(row, len(blocks) * size)
         out = bytearray(len(blocks) * size)
         targets = [memoryview(out)[position * size : (position + 1) * size] for position in range(len(blocks))]
         for position in self._not_read_together(tensor, blocks, targets):
@@ -199,7 +196,7 @@ class View:
         """Bytes of this Session's own Segments, tail and token ids."""
         self._current()
         with self._database.read("sizes") as connection:
-            return segment_index.own_bytes(connection, self._row.id) + index.own_token_bytes(connection, self._row.id)
+            return segment_index.own_bytes(connection, self._row.id) + turn_index.own_token_bytes(connection, self._row.id)
 
     def close(self) -> None:
         """Close the files that are open; closing twice is no error."""
@@ -221,9 +218,12 @@ class View:
 
     def _refresh(self) -> None:
         with self._mutex, self._database.read("the session") as connection:
-            self._row = index.session_by_id(connection, self._row.id)
+            row = index.find_by_id(connection, self._row.id)
+            if row is None or row.state != LIVE:
+                raise SessionNotFound(f"session {self._row.label!r} was deleted meanwhile")
+            self._row = row
             self._spans = index.lineage(connection, self._row.id)
-            last = index.last_turn(connection, self._spans)
+            last = turn_index.last_turn(connection, self._spans)
             self._kv_blocks = segment_index.kv_blocks(connection, self._spans)
             self._turn_count = 0 if last is None else last.index + 1
             self._token_count = 0 if last is None else last.stop
@@ -281,6 +281,4 @@ class View:
 
     def _tail_tensor(self, segment: SegmentRow, name: str) -> TensorBytes:
         place = segment.places[name]
-        out = bytearray(place.piece_bytes)
-        self._reader.read_piece(segment, name, 0, memoryview(out))
-        return TensorBytes(place.dtype, place.shape, out)
+        return TensorBytes(place.dtype, place.shape, self._reader.piece(segment, name, 0))

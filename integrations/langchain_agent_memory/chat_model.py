@@ -18,8 +18,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
+from agent_memory.connection import session_named
 from agent_memory.errors import ConfigError
 from langchain_agent_memory import formats
 from langchain_agent_memory.local_model import PROVIDER, LocalModel, with_session
@@ -69,7 +69,7 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
             ls_provider=PROVIDER,
-            ls_model_name=str(kwargs.get("model") or self.model_label),
+            ls_model_name=str(kwargs.get("model", self.model_label)),
             ls_model_type="chat",
             ls_temperature=kwargs.get("temperature", self.temperature),
             ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
@@ -87,7 +87,7 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
         from agent_memory.history import count_tokens
         from langchain_agent_memory.messages import to_messages
 
-        schemas = [convert_to_openai_tool(tool) for tool in tools or ()]
+        schemas = formats.tool_schemas(tools or ())
         return count_tokens(self._open()[0].runtime.chat, to_messages(messages), schemas)
 
     def bind_tools(
@@ -101,9 +101,9 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
             kwargs: further options of the calls, such as ``parallel_tool_calls`` and ``strict``.
 
         Raises:
-            ConfigError: a ``tool_choice`` that cannot be read.
+            ConfigError: a ``tool_choice`` that cannot be read, or a tool that cannot be described.
         """
-        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        schemas = formats.tool_schemas(tools)
         choice = formats.tool_choice(tool_choice, [schema["function"]["name"] for schema in schemas])
         return cast("Runnable[LanguageModelInput, AIMessage]", self.bind(tools=schemas, tool_choice=choice, **kwargs))
 
@@ -127,14 +127,14 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
             kwargs: further options of the calls.
 
         Raises:
-            ConfigError: no such method.
+            ConfigError: no such method, or no such schema.
         """
         if method not in ("json_schema", "function_calling", "json_mode"):
             raise ConfigError(f"method={method!r} cannot be used; it must be 'json_schema', 'function_calling' or 'json_mode'")
-        written = convert_to_json_schema(schema)
+        written = formats.json_schema(schema)
         traced = {"kwargs": {"method": method, "strict": strict}, "schema": written}
         if method == "function_calling":
-            name = convert_to_openai_tool(schema)["function"]["name"]
+            name = formats.tool_schemas([schema])[0]["function"]["name"]
             bound = self.bind_tools([schema], tool_choice=name, ls_structured_output_format=traced, **kwargs)
             return formats.parsed(bound, formats.call_parser(schema, name), include_raw=include_raw)
         wanted = formats.response_format(written.get("title", "reply"), written)
@@ -177,8 +177,9 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
         """What a thread holds, of its branches that which holds most; an unknown thread is empty."""
         from langchain_agent_memory.messages import from_messages
 
+        name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        return from_messages(histories.messages(thread_id, tenant))
+        return from_messages(histories.messages(name, tenant))
 
     def _generate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -10,15 +10,50 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from agent_memory.errors import ConfigError
+from agent_memory.chat.checks import check_tools
+from agent_memory.errors import ConfigError, first_line
+from agent_memory.given import schema_problem
 from agent_memory.types import ReplyFormat
 
 ANY_JSON: Mapping[str, Any] = {"type": "object"}
 """What OpenAI's ``json_object`` asks for."""
 
 _CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
+
+
+def tool_schemas(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """Tools in OpenAI's form, of functions, LangChain tools, pydantic models or schemas.
+
+    Raises:
+        ConfigError: what is none of these, or cannot be described to a model.
+    """
+    schemas = [_converted(convert_to_openai_tool, tool, "a tool") for tool in tools]
+    check_tools(schemas)
+    return schemas
+
+
+def json_schema(given: Any) -> dict[str, Any]:
+    """JSON schema of a reply, of a pydantic model, TypedDict or JSON schema.
+
+    Raises:
+        ConfigError: what is none of these.
+    """
+    schema = _converted(convert_to_json_schema, given, "a schema of replies")
+    if problem := schema_problem(schema):
+        raise ConfigError(f"the schema of the reply cannot be used: {problem}")
+    return schema
+
+
+def _converted(convert: Callable[[Any], dict[str, Any]], given: Any, what: str) -> dict[str, Any]:
+    if isinstance(given, Mapping) and (problem := schema_problem(given)):
+        raise ConfigError(f"{what} cannot be used: {problem}")
+    try:
+        return convert(given)
+    except Exception as error:  # whatever a function, a class or a dict makes of LangChain's converters
+        raise ConfigError(f"{what} cannot be made of a {type(given).__name__}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def tool_choice(given: Any, names: Sequence[str]) -> str:
@@ -52,8 +87,9 @@ def reply_format(kwargs: Mapping[str, Any]) -> ReplyFormat:
     """What the options of a call say a reply has to be.
 
     Raises:
-        ConfigError: a ``tool_choice`` or ``response_format`` that cannot be read.
+        ConfigError: a ``tool_choice`` or ``response_format`` that cannot be read, or a tool that cannot be described.
     """
+    check_tools(kwargs.get("tools") or ())
     names = [tool["function"]["name"] for tool in kwargs.get("tools") or ()]
     schema = _schema(kwargs.get("response_format"))
     return ReplyFormat(

@@ -6,8 +6,7 @@ Knows settings and configurations; nothing of messages.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +14,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from agent_memory.connection import Connection
-from agent_memory.errors import ConfigError
+from agent_memory.connection import Connection, session_named, tenant_named
+from agent_memory.errors import ConfigError, SessionBusy
+from agent_memory.given import without_credentials
 from agent_memory.types import Sampling
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ CALL_OPTIONS = frozenset(
     }
 )  # fmt: skip
 """Options of one call."""
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 
 
 class LocalModel(BaseModel):
@@ -94,13 +92,22 @@ class LocalModel(BaseModel):
     @property
     def model_label(self) -> str:
         """What the model is called in traces and metadata."""
-        return self.model or "pocket"
+        return "pocket" if self.model is None else str(without_credentials(self.model))
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
         names = ("gguf_file", "namespace", "method", "session_id", "max_tokens", "temperature", "top_p", "top_k", "seed", "options")
-        store = None if self.store is None else _CREDENTIALS.sub("", self.store)
-        return {"model": self.model_label, "store": store, **{name: getattr(self, name) for name in names}}
+        return {"model": self.model_label, **{name: without_credentials(getattr(self, name)) for name in ("store", *names)}}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain writes down in the place of attributes that hold a password."""
+        given = {name: getattr(self, name) for name in ("model", "store", "options")}
+        return {name: shown for name, value in given.items() if (shown := without_credentials(value)) != value}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is printed of the model: no password in a URL."""
+        return ((name, without_credentials(value)) for name, value in super().__repr_args__())
 
     def load(self) -> None:
         """Load the model now instead of at the first call: in a server before its event loop starts, which importing torch holds up."""
@@ -111,9 +118,14 @@ class LocalModel(BaseModel):
         self._connection.close(self._settings)
 
     def delete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
-        """Forget a conversation with its branches; an unknown one is forgotten already."""
+        """Forget a conversation with its branches; an unknown one is forgotten already.
+
+        Raises:
+            InvalidName: a thread or namespace that cannot be; an empty one cannot.
+        """
+        name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        histories.delete(thread_id, tenant)
+        histories.delete(name, tenant)
 
     async def adelete_thread(self, thread_id: str, *, namespace: str | None = None) -> None:
         """:meth:`delete_thread` in a thread."""
@@ -124,9 +136,11 @@ class LocalModel(BaseModel):
 
         Raises:
             SessionExists: there is one of that name.
+            InvalidName: a thread or namespace that cannot be; an empty one cannot.
         """
+        source, target = session_named(source_thread_id), session_named(target_thread_id)
         histories, tenant = self._open(namespace)
-        histories.copy(source_thread_id, target_thread_id, tenant)
+        histories.copy(source, target, tenant)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, namespace: str | None = None) -> None:
         """:meth:`copy_thread` in a thread."""
@@ -135,9 +149,21 @@ class LocalModel(BaseModel):
     def prune(
         self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
     ) -> None:
-        """Of each conversation keep the branch that was written to last, or nothing, as a checkpointer's ``prune`` does."""
+        """Of each conversation keep the branch that was written to last, or nothing, as a checkpointer's ``prune`` does.
+
+        Raises:
+            SessionBusy: some are in use elsewhere; it names them, and all others were pruned.
+        """
+        names = [session_named(thread_id) for thread_id in thread_ids]
         histories, tenant = self._open(namespace)
-        histories.prune(list(thread_ids), tenant, strategy=strategy)
+        busy: list[SessionBusy] = []
+        for name in names:
+            try:
+                histories.prune([name], tenant, strategy=strategy)
+            except SessionBusy as problem:
+                busy.append(problem)
+        if busy:
+            raise SessionBusy(", ".join(problem.session for problem in busy), busy[0].holder)
 
     async def aprune(
         self, thread_ids: Iterable[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest", namespace: str | None = None
@@ -147,13 +173,15 @@ class LocalModel(BaseModel):
 
     def branches(self, thread_id: str, *, namespace: str | None = None) -> list[str]:
         """The Sessions of a conversation: its own, and those where it went another way."""
+        name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        return histories.branches(thread_id, tenant)
+        return histories.branches(name, tenant)
 
     def _open(self, namespace: str | None = None) -> tuple[Histories, str]:
-        """The Histories, and the namespace that is meant."""
+        """The Histories, and the namespace that is meant; InvalidName for one that cannot be."""
+        tenant_named(namespace, "")  # before anything is opened
         histories, own = self._connection.open(self._settings)
-        return histories, namespace or own
+        return histories, tenant_named(namespace, own)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -191,9 +219,10 @@ class LocalModel(BaseModel):
 def with_session(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """``kwargs`` with the Session and namespace that a configuration names, unless the call names them itself.
 
-    LangChain gives a model no configuration, so this is done where it comes in. ``memory_session`` counts before ``thread_id``.
+    LangChain gives a model no configuration, so this is done where it comes in. ``memory_session`` counts before ``thread_id``; None is
+    not given, and an empty name is refused with the request.
     """
     named = ensure_config(config).get("configurable", {})
-    session = named.get("memory_session", named.get("thread_id"))
+    session = named.get("thread_id") if named.get("memory_session") is None else named["memory_session"]
     found = {"session_id": session, "namespace": named.get("memory_namespace")}
     return {**{name: str(value) for name, value in found.items() if value is not None}, **kwargs}

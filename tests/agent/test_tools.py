@@ -219,3 +219,82 @@ def test_context_variables_reach_the_tool() -> None:
     who = contextvars.ContextVar("who", default="nobody")
     who.set("alice")
     assert outcome(who.get) == (True, "alice")
+
+
+class Unspeakable(Exception):
+    """An error that cannot be told."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Leaving(Exception):
+    """An error that leaves where it is told."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("kind", [Unspeakable, Leaving])
+def test_an_error_that_cannot_be_told_is_reported_at_once_by_its_name(kind: type[Exception]) -> None:
+    def fail() -> None:
+        raise kind
+
+    returned = threading.Event()
+
+    def work() -> None:
+        assert outcome(fail, timeout=20.0) == (False, f"error: {kind.__name__}")
+        returned.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert returned.wait(15.0), "it waits for the time-out"
+
+
+def test_a_result_that_cannot_be_told_is_an_error() -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise Unspeakable
+
+    assert outcome(lambda: [Mute()]) == (False, "error: Unspeakable")
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        True, [], {"properties": [1]}, {"properties": {"a": 3}}, {"properties": {"a": {"anyOf": 3}}}, {"properties": {"a": {"type": 3}}},
+        {"properties": {"a": {"enum": 3}}}, {"properties": {}, "required": 3}, {"properties": {"a": nested(3000)}},
+        {"properties": {"\ud800": {}}}, {"properties": {"a": {"description": "\ud800"}}},
+    ],
+)  # fmt: skip
+def test_a_schema_that_cannot_be_is_refused_when_the_tool_is_made(parameters: Any) -> None:
+    with pytest.raises(ToolError, match="tool 'it'"):
+        Tool("it", {"type": "function", "function": {"name": "it", "parameters": parameters}}, len)
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"), [("", {"function": {}}), ("a\ud800", {"function": {}}), ("it", {"function": 3}), ("it", {}), ("it", None)]
+)
+def test_a_tool_has_a_name_and_a_description(name: str, schema: Any) -> None:
+    with pytest.raises(ToolError):
+        Tool(name, schema, len)
+
+
+def test_schemas_may_be_true_or_false() -> None:
+    made = Tool("it", {"function": {"parameters": {"properties": {"any": True, "never": False, "list": {"items": True}}}}}, len)
+    assert check_arguments(made, {"any": object(), "list": [1, "a"]}) is None
+    assert check_arguments(made, {"never": 1}) == "argument 'never' must be left out, not 1"
+
+
+def test_a_schema_that_refers_to_itself_is_taken() -> None:
+    tree = {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}
+    made = Tool("it", {"function": {"parameters": {"properties": {"tree": {"$ref": "#/$defs/tree"}}, "$defs": {"tree": tree}}}}, len)
+    assert check_arguments(made, {"tree": {"next": {"next": {}}}}) is None

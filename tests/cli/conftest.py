@@ -69,7 +69,7 @@ def filled(own_folder: Path) -> Path:
         timeline.append_turn("assistant", "4.1.7", np.arange(5), chain="c", recall=OLD_RECALL)
         data = np.arange(1 * 2 * 1 * 32 * 8, dtype=np.float32)
         timeline.put_segment(0, {"layers.0.kv": TensorBytes("F32", (1, 2, 1, 32, 8), data.view(np.uint8))})
-        timeline.fork("alpha/1", 1)
+        timeline.fork("alpha/1", 1, conversation="alpha")
         timeline.close()
     return own_folder / "memory"
 

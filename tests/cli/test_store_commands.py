@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent_memory.errors import StoreStopped
 from agent_memory.store.store import Store
 from tests.cli.conftest import LAYOUT, MODEL, RECALL, Result
 
@@ -114,12 +115,41 @@ def test_delete_asks_and_takes_silence_for_no(cli: Cli, filled: Path) -> None:
 
 
 def test_prune_takes_only_what_is_old(cli: Cli, filled: Path) -> None:
-    assert cli("prune", "--older-than", "1h", "--yes", "--json").json == {"pruned": [], "bytes": 0, "dry_run": False}
+    assert cli("prune", "--older-than", "1h", "--yes", "--json").json == {"pruned": [], "skipped": [], "bytes": 0, "dry_run": False}
     preview = cli("prune", "--older-than", "0h", "--dry-run", "--json").json
     assert preview["pruned"] == ["alpha", "alpha/1"]
     assert cli("show", "alpha").code == 0
     assert cli("prune", "--older-than", "0h", "--yes", "--json").json["pruned"] == ["alpha", "alpha/1"]
     assert cli("sessions", "--all", "--json").json["sessions"] == []
+
+
+def test_prune_leaves_what_is_in_use_and_goes_on_with_the_rest(cli: Cli, filled: Path) -> None:
+    with Store.open("memory") as store, closing(store.session("beta", model=MODEL, layout=LAYOUT)) as beta:
+        beta.append_turn("user", "?", np.arange(1), chain="a")
+        store.session("gamma", model=MODEL, layout=LAYOUT).close()
+        with closing(store.session("alpha", model=MODEL, layout=LAYOUT)):
+            done = cli("prune", "--older-than", "0h", "--yes", "--json")
+            assert (done.code, done.json["pruned"]) == (0, ["alpha/1", "gamma"])
+            assert [(skipped["session"], "in use" in skipped["reason"]) for skipped in done.json["skipped"]] == [
+                ("alpha", True),
+                ("beta", True),
+            ]
+        people = cli("prune", "--older-than", "0h", "--yes").out
+        assert "deleted 1 Session\n  alpha\n" in people and "left 1 Session that is in use\n  beta: " in people
+    assert [info["name"] for info in cli("sessions", "--all", "--json").json["sessions"]] == ["beta"]
+
+
+def test_prune_tells_what_it_did_before_an_error(cli: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Store.delete
+
+    def stopped(store: Store, name: str, namespace: str = "default") -> None:
+        if name == "alpha/1":
+            raise StoreStopped("a write failed to reach the disk; open the store again")
+        real(store, name, namespace)
+
+    monkeypatch.setattr(Store, "delete", stopped)
+    done = cli("prune", "--older-than", "0h", "--yes", "--json")
+    assert (done.code, done.json["pruned"]) == (1, ["alpha"]) and "failed to reach the disk" in done.err
 
 
 def test_looking_at_a_store_does_not_import_torch(filled: Path) -> None:
@@ -141,3 +171,12 @@ def test_json_is_all_there_is_on_standard_output(cli: Cli, filled: Path) -> None
     for words in (("sessions",), ("show", "alpha"), ("recall", "alpha"), ("verify",)):
         done = cli(*words, "--json")
         assert json.loads(done.out) and done.out.count("\n") == 1 and done.err == ""
+
+
+def test_an_empty_name_is_no_name(cli: Cli, filled: Path) -> None:
+    cli("export", "alpha/1", "a.zip")
+    cli("delete", "alpha/1", "--yes")
+    for words in (["import", "a.zip", "--name", ""], ["sessions", "-n", ""], ["attach-check", ""], ["verify", ""]):
+        left = cli(*words)
+        assert left.code == 1 and len(left.err.splitlines()) == 1, words
+    assert [info["name"] for info in cli("sessions", "--all", "--json").json["sessions"]] == ["alpha"]

@@ -97,3 +97,12 @@ def test_bad_file_names_the_file(empty_folder: Path, text: str, message: str) ->
     (empty_folder / "agent-memory.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         Settings.load()
+
+
+@pytest.mark.parametrize("name", ["namespace", "store"])
+def test_a_tenant_or_a_place_that_is_set_to_nothing_is_not_the_default(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=''"):
+        Settings.load(**{name: ""})
+    monkeypatch.setenv(f"AGENT_MEMORY_{name.upper()}", "")
+    with pytest.raises(ConfigError, match=f"AGENT_MEMORY_{name.upper()}='' is empty"):
+        Settings.load()

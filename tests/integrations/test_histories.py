@@ -215,3 +215,28 @@ def test_an_error_crosses_over() -> None:
 
     with pytest.raises(ConfigError, match="no"):
         asyncio.run(collect())
+
+
+def test_threads_are_what_their_names_say(histories: Histories, ask: Talk) -> None:
+    """``org/7`` is no branch of ``org``, and a thread that is called like another one's branch is a thread of its own."""
+    ask(user("mine"), session="org")
+    ask(user("not yours"), session="org/7")
+    assert histories.branches("org") == ["org"]
+    assert [message.content for message in histories.messages("org/7")][0] == "not yours"
+    first = histories.messages("org")
+    ask(user("mine"), first[1], user("more"), session="org")
+    ask(user("another"), session="org")
+    assert histories.branches("org") == ["org", "org/1"]
+    own = ask(user("a thread of its own"), session="org/1")
+    assert own.known == 0 and histories.branches("org/1") == [own.session] != ["org/1"]
+    assert ask(user("a thread of its own"), own.message, user("more"), session="org/1").session == own.session
+    ask(user("a third way"), session="org")
+    assert len(histories.branches("org")) == 3 and own.session not in histories.branches("org")
+    histories.copy("org", "copy")
+    assert len(histories.branches("copy")) == 3
+    histories.prune(["org"])
+    assert len(histories.branches("org")) == 1
+    histories.delete("org")
+    assert histories.messages("org") == []
+    assert [message.content for message in histories.messages("org/7")][0] == "not yours"
+    assert [message.content for message in histories.messages("org/1")][0] == "a thread of its own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from agent_memory.errors import HistoryRewritten, InvalidHistory, SessionExists
+from agent_memory.errors import HistoryRewritten, InvalidHistory, SessionBusy, SessionExists
 from agent_memory.store.store import Store
 from langchain_agent_memory import AgentMemoryLLM, ChatAgentMemory
 
@@ -228,3 +229,15 @@ def test_a_thread_can_be_read_and_an_unknown_one_is_empty(chat: ChatAgentMemory)
     talk = _talk(chat, 1)
     assert [message.content for message in chat.thread_messages("t")] == [message.content for message in talk]
     assert chat.thread_messages("nobody") == []
+
+
+def test_prune_goes_on_past_a_thread_that_is_in_use_elsewhere(chat: ChatAgentMemory) -> None:
+    for thread in ("a", "b", "c"):
+        chat.invoke(ONE, config(thread))
+    runtime = chat._open()[0].runtime
+    chat.close()
+    with Store.open("memory") as store:
+        with closing(store.session("b", model=runtime.model_id, layout=runtime.layout)):
+            with pytest.raises(SessionBusy, match="'default/b' is in use by process"):
+                chat.prune(["a", "b", "c"], strategy="delete")
+        assert [info.name for info in store.sessions("default", branches=True)] == ["b"]

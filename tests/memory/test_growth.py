@@ -19,6 +19,7 @@ from agent_memory.memory.names import BlockNames
 from agent_memory.memory.session_kv import SessionKV
 from agent_memory.memory.slots import SlotTable
 from agent_memory.memory.uids import Uids
+from agent_memory.memory.window import LayerWindow
 from agent_memory.store.store import Store
 from agent_memory.types import Budget
 from tests.store.support import LAYOUT, open_session
@@ -129,3 +130,18 @@ def test_references_are_counted_in_one_pass() -> None:
         uids.going(names[[5, 5]])
     uids.check()
     assert uids.alive == 999
+
+
+def test_a_fork_shares_the_window_until_either_goes_on() -> None:
+    window = LayerWindow(1, 4, 64, 32, dtype=torch.float32, device=torch.device("cpu"))
+    window.append(torch.ones(1, 40, 4), torch.ones(1, 40, 4))
+    forks = [window.copy() for _ in range(3)]
+    held = window.view(0, 40)[0].data_ptr()
+    assert all(fork.view(0, 40)[0].data_ptr() == held for fork in forks)
+    forks[0].append(torch.full((1, 2, 4), 2.0), torch.full((1, 2, 4), 2.0))
+    window.append(torch.full((1, 2, 4), 3.0), torch.full((1, 2, 4), 3.0))
+    forks[1].truncate(8)
+    forks[1].append(torch.full((1, 2, 4), 4.0), torch.full((1, 2, 4), 4.0))
+    assert [one.view(one.stop - 1, one.stop)[0].flatten()[0].item() for one in (window, *forks)] == [3, 2, 4, 1]
+    assert [(one.view(0, 8)[0] == 1).all().item() for one in (window, *forks)] == [True] * 4
+    assert [one.stop for one in (window, *forks)] == [42, 42, 10, 40]

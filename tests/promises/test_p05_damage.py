@@ -13,7 +13,19 @@ import pytest
 from agent_memory.errors import BlockChecksum, BlockDamaged, BlockMissing, BlockShort
 from agent_memory.store.store import INDEX_FILE, Store
 from agent_memory.store.timeline import Timeline
-from tests.store.support import KV, SUMMARY, append, assert_numbered, block_bytes, fill, folder_digest, open_session, segment, segment_files
+from tests.store.support import (
+    KV,
+    OTHER_KV,
+    SUMMARY,
+    append,
+    assert_numbered,
+    block_bytes,
+    fill,
+    folder_digest,
+    open_session,
+    segment,
+    segment_files,
+)
 
 BLOCKS = 6
 
@@ -34,7 +46,7 @@ def made(fresh: Callable[[], Path]) -> Path:
 def assert_never_wrong(timeline: Timeline) -> set[int]:
     """Every Block reads as written or raises; returns those that raised. Turns stay readable."""
     damaged = set()
-    for tensor, size in ((KV, 2048), (SUMMARY, 16)):
+    for tensor, size in ((KV, 2048), (OTHER_KV, 2048), (SUMMARY, 16)):
         out = np.full((BLOCKS, size), 7, np.uint8)
         bad = timeline.read_blocks(tensor, range(BLOCKS), out)
         for block in range(BLOCKS):
@@ -53,7 +65,7 @@ def test_every_flipped_byte_of_a_segment_is_found(made: Path) -> None:
     path = segment_files(made)[0]
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    assert len(whole) == header + 3 * (2048 + 16)
+    assert len(whole) == header + 3 * (2 * 2048 + 16)
     places = [*range(header), *random.Random(2).sample(range(header, len(whole)), 2000)]  # noqa: S311
     with Store.open(made) as store:
         timeline = open_session(store)

@@ -23,7 +23,7 @@ from agent_memory.types import KVLayout, ModelId, Turn
 
 MODEL = ModelId("Tiny", "config-1", "weights-1", "float32", "rope-1", "tokenizer-1", "template-1")
 LAYOUT = KVLayout((1, 2), (8, 4), "float32")
-KV, SUMMARY = "layers.0.kv", "layers.0.mean"
+KV, OTHER_KV, SUMMARY = "layers.0.kv", "layers.1.kv", "layers.0.mean"
 OPERATIONS = frozenset(
     "open_for_reading create open_lock try_lock pread_into write fsync fsync_folder rename unlink make_folder remove_folder "
     "names write_note before_commit".split()
@@ -38,9 +38,14 @@ def open_session(store: Store, name: str = "s", namespace: str = "default", **op
 def segment(first: int, blocks: int, salt: int = 0) -> dict[str, TensorBytes]:
     """Tensors of Blocks ``[first, first + blocks)``; Block b of every tensor holds bytes that only (b, salt) gives."""
     random = [np.random.default_rng([b, salt]) for b in range(first, first + blocks)]
-    kv = np.stack([r.integers(0, 256, (2, 1, 32, 8, 4), dtype=np.uint8) for r in random])
+    kv = np.stack([r.standard_normal((2, 1, 32, 8), dtype=np.float32) for r in random])
+    other = np.stack([r.standard_normal((2, 2, 32, 4), dtype=np.float32) for r in random])
     mean = np.stack([r.integers(0, 256, (8, 2), dtype=np.uint8) for r in random])
-    return {KV: TensorBytes("F32", (blocks, 2, 1, 32, 8), kv), SUMMARY: TensorBytes("BF16", (blocks, 8), mean)}
+    return {
+        KV: TensorBytes("F32", (blocks, 2, 1, 32, 8), kv.view(np.uint8)),
+        OTHER_KV: TensorBytes("F32", (blocks, 2, 2, 32, 4), other.view(np.uint8)),
+        SUMMARY: TensorBytes("BF16", (blocks, 8), mean),
+    }
 
 
 def block_bytes(block: int, salt: int = 0, tensor: str = KV) -> bytes:

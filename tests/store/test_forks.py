@@ -89,11 +89,13 @@ def test_forks_that_cannot_be(store: Store) -> None:
 def test_branches_are_listed_apart(store: Store) -> None:
     timeline = open_session(store)
     fill(timeline, 1)
-    for name in ("s/1", "s/x", "copy"):
+    for name in ("s/1", "copy"):
         timeline.fork(name)
-    append(open_session(store, "t/1"))
-    assert [info.name for info in store.sessions()] == ["copy", "s", "s/x", "t/1"]
-    assert [info.name for info in store.sessions(branches=True)] == ["copy", "s", "s/1", "s/x", "t/1"]
+    timeline.fork("other way", conversation="s")
+    append(open_session(store, "s/2"))
+    assert [info.name for info in store.sessions()] == ["copy", "s", "s/1", "s/2"]
+    assert [info.name for info in store.sessions(branches=True)] == ["copy", "other way", "s", "s/1", "s/2"]
+    assert (store.conversation("s"), store.conversation("s/1")) == (["s", "other way"], ["s/1"])
 
 
 def test_a_session_that_is_in_use_is_not_deleted(store: Store) -> None:

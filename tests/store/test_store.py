@@ -92,8 +92,8 @@ def test_another_programs_database_is_left_alone(fresh: Callable[[], Path]) -> N
 def test_a_newer_format_is_refused(fresh: Callable[[], Path]) -> None:
     root = fresh()
     with sqlite3.connect(root / INDEX_FILE) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0002'")
-    with pytest.raises(FormatTooNew, match="0002"):
+        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+    with pytest.raises(FormatTooNew, match="0003"):
         Store.open(root)
 
 

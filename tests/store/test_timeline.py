@@ -14,7 +14,19 @@ from agent_memory.errors import BlockMissing, SessionError, StoreCorrupt
 from agent_memory.store.segments import TensorBytes
 from agent_memory.store.store import INDEX_FILE, Store
 from agent_memory.store.timeline import Timeline
-from tests.store.support import KV, SUMMARY, append, assert_numbered, block_bytes, expected_ids, fill, open_session, segment, segment_files
+from tests.store.support import (
+    KV,
+    OTHER_KV,
+    SUMMARY,
+    append,
+    assert_numbered,
+    block_bytes,
+    expected_ids,
+    fill,
+    open_session,
+    segment,
+    segment_files,
+)
 
 
 def test_a_turn_reads_back_as_it_was_written(store: Store) -> None:
@@ -47,7 +59,7 @@ def test_what_json_and_unicode_cannot_say(store: Store) -> None:
     timeline = open_session(store)
     with pytest.raises(ValueError, match="JSON"):
         timeline.append_turn("user", "x", [1], chain="c", meta={"a": object()})
-    with pytest.raises(ValueError, match="surrogates"):
+    with pytest.raises(ValueError, match="surrogate"):
         timeline.append_turn("user", "\udcff", [1], chain="c")
     assert append(timeline).index == 0
 
@@ -77,7 +89,7 @@ def test_segments_are_safetensors_files(store: Store) -> None:
     timeline.put_segment(0, segment(0, 3))
     (path,) = segment_files(store.root)
     with safe_open(path, "np") as file:
-        assert set(file.keys()) == {KV, SUMMARY}
+        assert set(file.keys()) == {KV, OTHER_KV, SUMMARY}
         assert file.get_slice(KV).get_shape() == [3, 2, 1, 32, 8]
         assert file.get_slice(SUMMARY).get_dtype() == "BF16"
         assert file.get_tensor(KV).tobytes() == b"".join(block_bytes(block) for block in range(3))
@@ -96,7 +108,9 @@ def test_blocks_read_back(store: Store) -> None:
     whole = timeline.read_segment_tensor(SUMMARY, 3)
     assert whole.dtype == np.uint8
     assert bytes(whole) == b"".join(block_bytes(block, tensor=SUMMARY) for block in (3, 4, 5))
-    assert [(row.first_block, row.blocks, set(row.tensors)) for row in timeline.segments()] == [(f, 3, {KV, SUMMARY}) for f in (0, 3, 6)]
+    assert [(row.first_block, row.blocks, row.tensors) for row in timeline.segments()] == [
+        (f, 3, (KV, OTHER_KV, SUMMARY)) for f in (0, 3, 6)
+    ]
     assert timeline.read_blocks(KV, [2, 9], np.empty((2, 2048), np.uint8)) == [1]
     with pytest.raises(BlockMissing, match="block 9 of session 'default/s'"):
         timeline.read_block(KV, 9)

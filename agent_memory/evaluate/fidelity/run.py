@@ -5,13 +5,13 @@ Knows the order of work and what is kept; does not know how documents are made, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
+from ...model.user_cache import cache_folder
 from ...runtime import Runtime
 from ...types import Budget
 from ..work import Progress, Work
@@ -33,8 +33,8 @@ MESSAGE_TOKENS = 8
 
 
 def default_cache() -> Path:
-    """The user's cache folder, as other programs find it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-memory" / "fidelity"
+    """``fidelity`` in :func:`agent_memory.model.user_cache.cache_folder`; ConfigError if there is none."""
+    return cache_folder() / "fidelity"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,6 @@ def _alive(process: int) -> bool:
 
 def _drop_forks(runtime: Runtime, session: Session) -> None:
     """Forks of a run that was killed; whoever holds the Session is the only one who makes any."""
-    for name in runtime.store.branches(session.name, session.namespace):
-        if name != session.name:
-            runtime.store.delete(name, session.namespace)
+    for info in runtime.store.sessions(session.namespace, branches=True):
+        if info.parent == session.name:
+            runtime.store.delete(info.name, session.namespace)

@@ -6,7 +6,7 @@ Knows LlamaIndex's interface of a model; nothing of tools. Only messages that th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
 from llama_index.llms.agent_memory.messages import from_messages, to_messages
@@ -31,7 +31,8 @@ from llama_index.llms.agent_memory.react import as_remembered, has_steps
 from llama_index.llms.agent_memory.responses import completion, finished
 from llama_index.llms.agent_memory.streams import acompletions, astreamed, completions, ending, streamed
 
-from agent_memory.connection import Connection
+from agent_memory.connection import Connection, session_named, tenant_named
+from agent_memory.given import without_credentials
 from agent_memory.turns import to_message
 from agent_memory.types import Message
 
@@ -69,6 +70,15 @@ class ConversingLLM(ReplySettings, LLM):
     options: dict[str, Any] = Field(default_factory=dict, description="Further Settings.")
     _connection: Connection = PrivateAttr(default_factory=Connection)
 
+    @field_serializer("model", "store", "options")
+    def _without_credentials(self, value: Any) -> Any:
+        """Callbacks are given, and write down, what a model is made of."""
+        return without_credentials(value)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is printed of the model: no password in a URL."""
+        return ((name, without_credentials(value)) for name, value in super().__repr_args__())
+
     @property
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex asks of a model; the context window is unbounded (:attr:`attention_window` is the model's own)."""
@@ -77,7 +87,7 @@ class ConversingLLM(ReplySettings, LLM):
             num_output=self.max_tokens,
             is_chat_model=True,
             is_function_calling_model=False,
-            model_name=self.model or "pocket",
+            model_name="pocket" if self.model is None else self.model,
             system_role=MessageRole.SYSTEM,
         )
 
@@ -92,8 +102,12 @@ class ConversingLLM(ReplySettings, LLM):
         Args:
             session_id: name of the Session; None is one that is deleted after each call.
             namespace: tenant; None leaves it as it is.
+
+        Raises:
+            InvalidName: a name that cannot be; an empty one cannot.
         """
-        return self.model_copy(update={"session_id": session_id, "namespace": namespace or self.namespace})
+        name = None if session_id is None else session_named(session_id)
+        return self.model_copy(update={"session_id": name, "namespace": self._tenant(namespace)})
 
     def session_messages(self, session_id: str | None = None, namespace: str | None = None) -> list[ChatMessage]:
         """The conversation in a Session, its head left out: that of the branch which holds most. Loads the model.
@@ -101,15 +115,23 @@ class ConversingLLM(ReplySettings, LLM):
         Args:
             session_id: name of the Session; None is the model's own.
             namespace: tenant; None is the model's own.
+
+        Raises:
+            InvalidName: a name that cannot be; an empty one cannot.
         """
-        histories, tenant = self._open()
-        name, tenant = session_id or self.session_id, namespace or self.namespace or tenant
-        return from_messages(histories.messages(name, tenant) if name else [])
+        name, meant = self.session_id if session_id is None else session_named(session_id), self._tenant(namespace)
+        histories, own = self._open()
+        return [] if name is None else from_messages(histories.messages(name, own if meant is None else meant))
 
     def delete_session(self, session_id: str, namespace: str | None = None) -> None:
-        """Forget a conversation with its branches; one that is not there is forgotten already."""
-        histories, tenant = self._open()
-        histories.delete(session_id, namespace or self.namespace or tenant)
+        """Forget a conversation with its branches; one that is not there is forgotten already.
+
+        Raises:
+            InvalidName: a name that cannot be; an empty one cannot.
+        """
+        name, meant = session_named(session_id), self._tenant(namespace)
+        histories, own = self._open()
+        histories.delete(name, own if meant is None else meant)
 
     def reset(self) -> None:
         """Forget the conversation in the model's own Session; without one there is nothing to forget."""
@@ -181,6 +203,11 @@ class ConversingLLM(ReplySettings, LLM):
         text = prompt if formatted or self.completion_to_prompt is None else self.completion_to_prompt(prompt)
         return [ChatMessage(role=MessageRole.USER, content=text)]
 
+    def _tenant(self, given: str | None) -> str | None:
+        """The namespace that is meant where a method names ``given``; None is that of the settings."""
+        meant = self.namespace if given is None else given
+        return None if meant is None else tenant_named(meant, meant)
+
     def _open(self) -> tuple[Histories, str]:
         return self._connection.open(self._settings)
 
@@ -196,20 +223,21 @@ class ConversingLLM(ReplySettings, LLM):
         if self.system_prompt and asked[:1] and asked[0].role != "system":
             asked = [*to_messages(self._extend_messages([])), *asked]
         request = options.request(asked, given, namespace)
-        if given == "whole" and request.session is not None and has_steps(asked):
+        if given == "whole" and has_steps(asked):
             request = _remembered(histories, request)
         return histories, request
 
 
 def _remembered(histories: Histories, request: Request) -> Request:
-    """``request`` with the steps of a ReAct agent as the Session holds them."""
-    name = request.session or ""
-    memories = (_held(histories, branch, request.namespace) for branch in histories.branches(name, request.namespace))
+    """``request`` with the steps of a ReAct agent as its Session, if it has one, holds them."""
+    if request.session is None:
+        return request
+    memories = (_held(histories, branch, request.namespace) for branch in histories.branches(request.session, request.namespace))
     rest = list(dropwhile(lambda message: message.role == "system", request.messages))
     system = request.messages[: len(request.messages) - len(rest)]
     return replace(request, messages=[*system, *as_remembered(rest, memories)])
 
 
 def _held(histories: Histories, branch: str, namespace: str | None) -> list[Message]:
-    turns = histories.runtime.store.turns(branch, namespace or "default")
+    turns = histories.runtime.store.turns(branch, tenant_named(namespace, "default"))
     return [to_message(turn) for turn in turns if not turn.meta.get("head")]

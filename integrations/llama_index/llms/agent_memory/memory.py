@@ -13,6 +13,7 @@ from llama_index.llms.agent_memory.base import AgentMemory, AgentMemoryCustomLLM
 from llama_index.llms.agent_memory.conversing import ConversingLLM
 from llama_index.llms.agent_memory.messages import to_messages
 
+from agent_memory.connection import session_named, tenant_named
 from agent_memory.errors import ConfigError
 
 _MODELS: Mapping[str, type[ConversingLLM]] = {model.class_name(): model for model in (AgentMemory, AgentMemoryCustomLLM)}
@@ -70,16 +71,17 @@ class AgentMemoryBuffer(BaseMemory):
 
         Raises:
             ConfigError: another kind of model, no name for the Session, or an argument there is not.
+            InvalidName: a name that cannot be; an empty one cannot.
         """
         if kwargs:
             raise ConfigError(f"{cls.__name__} has no {next(iter(kwargs))!r}: it holds every message")
         llm = AgentMemory() if llm is None else llm
         if not isinstance(llm, ConversingLLM):
             raise ConfigError(f"{cls.__name__} needs an AgentMemory, whose Session it is kept in, not {type(llm).__name__}")
-        name = session_id or llm.session_id
-        if not name:
+        name = llm.session_id if session_id is None else session_named(session_id)
+        if name is None:
             raise ConfigError(f"{cls.__name__} needs a session_id, under which it is found again")
-        memory = cls(llm=llm, session_id=name, namespace=namespace or llm.namespace)
+        memory = cls(llm=llm, session_id=name, namespace=llm.namespace if namespace is None else tenant_named(namespace, namespace))
         if chat_history is not None:
             memory.set(list(chat_history))
         return memory

@@ -46,16 +46,23 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     """Ours for LlamaIndex's. Thoughts and cache points are left out; a result that names no call is of the first open one.
 
     Raises:
-        ConfigError: a block that is not text, or a call whose arguments cannot be read.
+        ConfigError: a role there is not, a block that is not text, or a call whose arguments cannot be read.
     """
     found: list[Message] = []
     unanswered: list[ToolCall] = []
     for message in messages:
-        role, text = _ROLES[message.role], "\n".join(_texts(message.blocks))
+        role, text = _role(message), "\n".join(_texts(message.blocks))
         calls = _calls(message, sum(len(one.tool_calls) for one in found)) if role == "assistant" else ()
         unanswered += calls
         found.append(_result(message, text, unanswered) if role == "tool" else Message(role, text, None, calls))
     return found
+
+
+def _role(message: ChatMessage) -> Role:
+    role = _ROLES.get(message.role)
+    if role is None:  # of a message that was made without validation
+        raise ConfigError(f"a message with the role {message.role!r} cannot be remembered; it is one of {', '.join(_ROLES)}")
+    return role
 
 
 def from_messages(messages: Sequence[Message]) -> list[ChatMessage]:
@@ -127,7 +134,7 @@ def _arguments(name: str, given: Mapping[str, Any] | str) -> Mapping[str, Any]:
         return given
     try:
         found = json.loads(given or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ConfigError(f"the arguments of a call of {name!r} are no JSON object: {given!r}")

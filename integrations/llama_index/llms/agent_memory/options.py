@@ -89,6 +89,7 @@ class CallOptions(ReplySettings):
 
         Raises:
             ConfigError: a ``tool_choice`` or ``response_format`` that cannot be read.
+            InvalidName: a session or namespace that cannot be; an empty one cannot.
         """
         from agent_memory.history import Request
 
@@ -100,7 +101,7 @@ class CallOptions(ReplySettings):
             max_new_tokens=self.max_tokens,
             sampling=Sampling(self.temperature, self.top_p, self.top_k, seed=self.seed),
             stop=self.stop,
-            namespace=self.namespace or namespace,
+            namespace=namespace if self.namespace is None else self.namespace,
             format=self._format("auto" if given == "whole" else "none"),
             on_trim=self.on_trim,
         )

@@ -1,0 +1,100 @@
+"""A Store that someone changed from outside, with seals that fit."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from agent_memory.store.store import INDEX_FILE, Store
+from agent_memory.store.tables import seal
+from tests.store.support import append, fill, open_session, segment
+
+SEALED = {
+    "sessions": (
+        "id", "namespace", "name", "folder", "state", "parent_id", "fork_turns", "fork_tokens", "fork_blocks", "model", "layout", "created",
+        "conversation", "turns",
+    ),
+    "turns": ("session_id", "idx", "start", "tokens", "role", "name", "chain", "created", "meta", "recall", "text"),
+    "segments": ("session_id", "first_block", "blocks", "file", "created", "size", "header_bytes", "header_sum", "places", "sums"),
+    "tails": ("session_id", "tokens", "first_block", "size", "header_bytes", "header_sum", "places", "sums"),
+}  # fmt: skip
+"""Columns that a row's seal covers, in their order."""
+
+
+def make(root: Path) -> None:
+    """Two tenants: ``default/s`` with two Segments, a tail and a fork, and ``other/t``."""
+    with Store.open(root) as store:
+        timeline = open_session(store)
+        fill(timeline, 13)
+        for first in (0, 3):
+            timeline.put_segment(first, segment(first, 3))
+        timeline.put_tail(208, segment(6, 1))
+        timeline.fork("fork", 6)
+        append(open_session(store, "t", "other"), word="secret")
+
+
+def change(root: Path, table: str, where: str, **columns: Any) -> None:
+    """Change columns of one row and seal it again, as anyone can who reads the code."""
+    with closing(sqlite3.connect(root / INDEX_FILE)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA foreign_keys = 0")
+        (row,) = connection.execute(f"SELECT rowid AS number, * FROM {table} WHERE {where}").fetchall()  # noqa: S608 - our own words
+        number, new = row["number"], dict(row) | columns
+        sealed = {"seal": seal(*(new[column] for column in SEALED[table]))}
+        if table == "turns" and isinstance(new["ids"], bytes):
+            sealed["ids_seal"] = seal(new["ids"])
+        for name, value in (columns | sealed).items():
+            if name == "id":
+                number = value
+                connection.execute("UPDATE sessions SET id = ? WHERE rowid = ?", (value, row["number"]))
+            else:
+                connection.execute(f"UPDATE {table} SET {name} = ? WHERE rowid = ?", (value, number))  # noqa: S608 - our own words
+
+
+def run_sql(root: Path, *statements: str) -> None:
+    """Statements on the index, its keys unchecked."""
+    with closing(sqlite3.connect(root / INDEX_FILE)) as connection, connection:
+        connection.execute("PRAGMA foreign_keys = 0")
+        for statement in statements:
+            connection.execute(statement)
+
+
+def use_everything(root: Path) -> list[str]:
+    """Open a Store and do all there is to do with every Session; the errors it gave."""
+    errors: list[str] = []
+    from agent_memory.errors import AgentMemoryError
+
+    def attempt(call: Any) -> None:
+        try:
+            call()
+        except AgentMemoryError as error:
+            errors.append(str(error))
+
+    def look(read_only: bool) -> None:
+        with Store.open(root, read_only=read_only) as store:
+            attempt(store.verify)
+            for name, namespace in (("s", "default"), ("fork", "default"), ("t", "other")):
+                attempt(lambda name=name, namespace=namespace: _read(store, name, namespace))
+            infos = store.sessions(branches=True)
+            for info in infos if not read_only else ():
+                attempt(lambda info=info: store.delete(info.name, info.namespace))
+
+    attempt(lambda: look(True))
+    attempt(lambda: look(False))
+    return errors
+
+
+def _read(store: Store, name: str, namespace: str) -> None:
+    view = store.view(name, namespace)
+    try:
+        view.turns()
+        view.recalls()
+        view.tokens(0, view.token_count)
+        view.tail()
+        for row in view.segments():
+            for tensor in row.tensors:
+                view.read_segment_tensor(tensor, row.first_block)
+    finally:
+        view.close()
