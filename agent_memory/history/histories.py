@@ -121,9 +121,10 @@ class Histories:
         pieces = [piece async for piece in self.astream(request)]
         return cast(Reply, pieces[-1])
 
-    def messages(self, name: str, namespace: str | None = None) -> list[Message]:
-        """The messages of a conversation, its head left out, from the branch that holds most; one that is not there has none."""
-        held = [self.runtime.store.turns(branch, self._tenant(namespace)) for branch in self.branches(name, namespace)]
+    def messages(self, name: str, namespace: str | None = None, branch: str | None = None) -> list[Message]:
+        """The messages of a conversation, its head left out, of a branch or else the one that holds most; what is not there has none."""
+        wanted = [one for one in self.branches(name, namespace) if branch in (None, one)]
+        held = [self.runtime.store.turns(one, self._tenant(namespace)) for one in wanted]
         return [to_message(turn) for turn in max(held, key=len, default=[]) if not turn.meta.get("head")]
 
     def branches(self, name: str, namespace: str | None = None) -> list[str]:

@@ -173,13 +173,13 @@ class ChatAgentMemory(LocalModel, BaseChatModel):
         """As in LangChain; a ``thread_id`` in the configuration names the Session."""
         return super().astream_events(input, config, **with_session(config, kwargs))
 
-    def thread_messages(self, thread_id: str, *, namespace: str | None = None) -> list[BaseMessage]:
-        """What a thread holds, of its branches that which holds most; an unknown thread is empty."""
+    def thread_messages(self, thread_id: str, *, namespace: str | None = None, branch: str | None = None) -> list[BaseMessage]:
+        """What a thread holds: of the branch that is named, or that which holds most; an unknown one is empty."""
         from langchain_agent_memory.messages import from_messages
 
         name = session_named(thread_id)
         histories, tenant = self._open(namespace)
-        return from_messages(histories.messages(name, tenant))
+        return from_messages(histories.messages(name, tenant, branch))
 
     def _generate(
         self,

@@ -227,6 +227,8 @@ def test_threads_are_what_their_names_say(histories: Histories, ask: Talk) -> No
     ask(user("mine"), first[1], user("more"), session="org")
     ask(user("another"), session="org")
     assert histories.branches("org") == ["org", "org/1"]
+    assert [message.content for message in histories.messages("org", branch="org/1")][0] == "another"
+    assert histories.messages("org/1") == histories.messages("org", branch="org/7") == []
     own = ask(user("a thread of its own"), session="org/1")
     assert own.known == 0 and histories.branches("org/1") == [own.session] != ["org/1"]
     assert ask(user("a thread of its own"), own.message, user("more"), session="org/1").session == own.session

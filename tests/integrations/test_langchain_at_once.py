@@ -73,7 +73,7 @@ def test_many_at_once_on_one_thread_queue_and_fork(chat: ChatAgentMemory) -> Non
     branches = [answer.response_metadata["agent_memory"]["session"] for answer in answers]
     assert sorted(branches) == ["t", *(f"t/{number}" for number in range(1, 8))]
     for number, branch in enumerate(branches):
-        asked, answered = chat.thread_messages(branch)
+        asked, answered = chat.thread_messages("t", branch=branch)
         assert (asked.content, answered.content) == (f"canary {number}", answers[number].content)
 
 
