@@ -238,9 +238,11 @@ def test_listing_takes_the_same_statements_for_one_session_or_many(fresh: Callab
     assert counts[0] == counts[1] > 0
 
 
+# No absolute path: where this fails, it must not be the machine that is emptied.
 VALUES = st.one_of(
-    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=30), st.binary(max_size=30),
-    st.sampled_from(["../../outside", "/", "..", "{}", "[]", "null", '{"a":1}', 0, 1, 2, 3, 7, 10**15, "x" * 300, b"\xff\xff\xff\xff"]),
+    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.binary(max_size=30),
+    st.text(max_size=30).map(lambda text: text.lstrip("/")),
+    st.sampled_from(["../../outside", "..", "{}", "[]", "null", '{"a":1}', 0, 1, 2, 3, 7, 10**15, "x" * 300, b"\xff\xff\xff\xff"]),
 )  # fmt: skip
 COLUMNS = [(table, column) for table, columns in SEALED.items() for column in columns] + [("turns", "ids")]
 
