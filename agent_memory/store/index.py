@@ -218,8 +218,8 @@ def _session_row(row: Any) -> SessionRow:
 
 def _is_session(row: SessionRow) -> bool:
     """Whether the columns hold what they are for; SQLite takes any value in any column."""
-    counts = (row.id, row.state, row.fork_turns, row.fork_tokens, row.fork_blocks, row.turns, row.parent_id or 0)
-    texts = (row.namespace, row.name, row.folder, row.model, row.layout, row.conversation or "")
+    counts = (row.id, row.state, row.fork_turns, row.fork_tokens, row.fork_blocks, row.turns, 0 if row.parent_id is None else row.parent_id)
+    texts = (row.namespace, row.name, row.folder, row.model, row.layout, "" if row.conversation is None else row.conversation)
     if not (are_counts(counts) and all(isinstance(text, str) for text in texts) and is_time(row.created) and row.state <= KEPT):
         return False
     return is_json_object(row.model) and is_json_object(row.layout)
@@ -228,6 +228,11 @@ def _is_session(row: SessionRow) -> bool:
 def are_counts(values: Iterable[object]) -> bool:
     """Whether all are whole numbers that could count something that is there."""
     return all(isinstance(value, int) and 0 <= value < OPEN_END for value in values)
+
+
+def count_or_zero(value: object) -> int:
+    """A sum over columns that may hold anything, for people to see."""
+    return value if isinstance(value, int) and are_counts([value]) else 0
 
 
 def is_time(value: object) -> bool:

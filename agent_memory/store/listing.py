@@ -44,15 +44,16 @@ class _Sums:
     def info(self, row: SessionRow) -> SessionInfo:
         stop, written = self._last.get(row.id, (row.fork_tokens, row.created))
         size, blocks = self._segments.get(row.id, (0, row.fork_blocks))
+        stop, size, blocks, tail = (index.count_or_zero(value) for value in (stop, size, blocks, self._tails.get(row.id, 0)))
         return SessionInfo(
             namespace=row.namespace,
             name=row.name,
             turns=row.turns,
             tokens=stop,
             kv_tokens=blocks * BLOCK_TOKENS,
-            bytes=size + self._tails.get(row.id, 0) + 4 * (stop - row.fork_tokens),
+            bytes=size + tail + 4 * max(stop - row.fork_tokens, 0),
             created=row.created,
-            updated=max(row.created, written),
+            updated=max(row.created, written) if index.is_time(written) else row.created,
             parent=self._names.get(row.parent_id),
             model=_architecture(row.model),
         )

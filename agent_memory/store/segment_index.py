@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, insert, not_, select
 
 from agent_memory.errors import StoreCorrupt
-from agent_memory.store.index import SessionRow, Span, are_counts, change_session, children, written
+from agent_memory.store.index import SessionRow, Span, are_counts, change_session, children, count_or_zero, written
 from agent_memory.store.names import FILE
 from agent_memory.store.segments import Contents, SegmentRow, contents_from_columns, contents_to_columns
 from agent_memory.store.tables import seal, segments, tails
@@ -209,7 +209,7 @@ def own_bytes(connection: Connection, session_id: int) -> int:
     """Bytes of the files that a Session's own rows name, its tail with them."""
     held = connection.execute(select(func.sum(segments.c.size)).where(segments.c.session_id == session_id)).scalar()
     tail = connection.execute(select(tails.c.size).where(tails.c.session_id == session_id)).scalar()
-    return int(held or 0) + int(tail or 0)
+    return count_or_zero(held) + count_or_zero(tail)
 
 
 def _segment(row: Any) -> SegmentRow:

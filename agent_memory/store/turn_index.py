@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Select, func, insert, select
 
 from agent_memory.errors import StoreCorrupt
-from agent_memory.store.index import Span, are_counts, change_session, is_json_object, is_time, session_by_id, written
+from agent_memory.store.index import Span, are_counts, change_session, count_or_zero, is_json_object, is_time, session_by_id, written
 from agent_memory.store.tables import seal, turns
 from agent_memory.types import ROLES, Turn
 
@@ -135,8 +135,8 @@ def own_token_bytes(connection: Connection, session_id: int) -> int:
     """Bytes of token ids in a Session's own turns."""
     last = select(turns.c.start + turns.c.tokens).where(turns.c.session_id == session_id).order_by(turns.c.idx.desc()).limit(1)
     first = select(func.min(turns.c.start)).where(turns.c.session_id == session_id)
-    stop = connection.execute(last).scalar()
-    return 0 if stop is None else 4 * int(stop - (connection.execute(first).scalar() or 0))
+    stop, start = (count_or_zero(connection.execute(query).scalar()) for query in (last, first))
+    return 4 * max(stop - start, 0)
 
 
 _LIGHT = tuple(column for column in turns.c if column.name not in ("ids", "ids_seal"))
@@ -153,7 +153,7 @@ def _turn_seal(session_id: int, turn: Any) -> int:
 
 def _is_turn(row: Any) -> bool:
     """Whether the columns of a turn hold what they are for."""
-    texts = (row.chain, row.text, row.meta, row.name or "", row.recall or "")
+    texts = (row.chain, row.text, row.meta, *(text for text in (row.name, row.recall) if text is not None))
     if row.role not in ROLES or not (
         are_counts((row.idx, row.start, row.tokens)) and all(isinstance(text, str) for text in texts) and is_time(row.created)
     ):
