@@ -159,7 +159,9 @@ def contents_from_columns(row: Any, *, pieces: int | None) -> Contents:
     try:
         every_sum = np.frombuffer(row.sums, dtype="<u8")
         described = json.loads(row.places)
-        if not 0 <= row.header_bytes <= row.size or len(every_sum) != count * len(described) or not described:
+        if type(row.header_bytes) is not int or type(row.size) is not int or not 0 <= row.header_bytes <= row.size:
+            raise ValueError("the header does not fit")
+        if len(every_sum) != count * len(described) or not described:
             raise ValueError("sizes do not fit")
         places = {
             name: _place(dtype, shape, offset, row.size, every_sum[position * count : (position + 1) * count].astype(np.uint64), pieces)

@@ -170,6 +170,7 @@ def test_nothing_is_allocated_for_what_is_not_there(made: Path, table: str, colu
         ("sessions", {"layout": '{"kv_heads": [1], "head_dim": [8, 4], "dtype": "float32"}'}), ("sessions", {"fork_turns": "x"}),
         ("sessions", {"turns": 2**70 // 2**8}), ("sessions", {"created": None}),
         ("segments", {"places": "[]"}), ("segments", {"places": '{"layers.0.kv": 5}'}), ("segments", {"first_block": -3}),
+        ("segments", {"header_bytes": 0.5}), ("sessions", {"parent_id": b""}), ("sessions", {"conversation": b""}),
     ],
 )  # fmt: skip
 def test_contents_that_cannot_be(made: Path, table: str, columns: dict[str, Any]) -> None:
