@@ -62,7 +62,7 @@ class SegmentFiles:
         whole = np.ones(len(blocks), dtype=bool)
         if len(blocks):
             whole[self._timeline.read_blocks(f"layers.{layer}.kv", blocks.tolist(), out.view(-1).view(torch.uint8).numpy())] = False
-            # One that is not a number makes everything it meets one; so is the sum of a Block then, if anything in it is.
+            # NaN and infinities would spread through attention; the sum of a Block is finite only where it holds none.
             whole &= out.flatten(1).sum(1, dtype=torch.float32).isfinite().numpy() | ~whole
         return whole
 

@@ -106,9 +106,11 @@ def _forget_broken_off(path: Path, files: Files) -> None:
         if re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{8}\.tmp", name):
             with suppress(OSError):
                 fd, _ = files.open_for_reading(path.with_name(name))
-                if files.try_lock(fd):
-                    files.unlink(path.with_name(name))
-                files.close(fd)
+                try:
+                    if files.try_lock(fd):
+                        files.unlink(path.with_name(name))
+                finally:
+                    files.close(fd)
 
 
 def check(path: Path) -> Archive:
@@ -121,8 +123,6 @@ def check(path: Path) -> Archive:
         raise StoreCorrupt(f"there is no archive {path}") from None
     except (FormatTooNew, StoreCorrupt, MemoryError):
         raise
-    except RecursionError:
-        raise StoreCorrupt(f"the archive {path} is damaged (its JSON is too deep); export it again") from None
     except Exception as error:  # zipfile and json have a dozen ways to say that a file is damaged
         raise StoreCorrupt(f"the archive {path} is damaged ({error}); export it again") from error
 

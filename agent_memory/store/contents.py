@@ -14,7 +14,8 @@ import numpy as np
 from agent_memory.store.segments import Place, TensorBytes
 from agent_memory.types import BLOCK_TOKENS, KVLayout
 
-_LAYER = re.compile(r"layers\.(\d{1,6})\.")
+LAYER = re.compile(r"layers\.(\d{1,6})\.")
+"""What the name of a tensor begins with; the group is the number of its layer."""
 
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """safetensors names of the dtypes that keys and values may have."""
@@ -31,7 +32,7 @@ _EXPONENT: dict[str, tuple[np.dtype[Any], int]] = {
 def misfit(places: Mapping[str, Place | TensorBytes], layout: KVLayout, blocks: int | None) -> str | None:
     """What does not fit a layout in a Segment of so many Blocks, or in a tail (None); None if all does."""
     for name in places:
-        numbered = _LAYER.match(name)
+        numbered = LAYER.match(name)
         if numbered is None or int(numbered[1]) >= layout.layers:
             return f"tensor {name!r} is of no layer of the session's layout"
     for layer in range(layout.layers):

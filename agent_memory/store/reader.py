@@ -70,11 +70,7 @@ class SegmentReader:
 
     def piece(self, row: SegmentRow, tensor: str, piece: int) -> bytearray:
         """The checked bytes of one Block of the tensor, or BlockDamaged. No more is allocated than its file holds."""
-        place, where = row.places[tensor], self._where(row, tensor, piece)
-        with self._opened(row.file, where) as file:
-            if place.piece_bytes > file.size:
-                raise BlockShort(f"{where}: it has {place.piece_bytes} bytes, its file {file.size}; repair the session")
-        out = bytearray(place.piece_bytes)
+        out = self.room(row, row.places[tensor].piece_bytes, self._where(row, tensor, piece))
         self.read_piece(row, tensor, piece, memoryview(out))
         return out
 
@@ -118,12 +114,12 @@ class SegmentReader:
             self._fill(file.fd, 0, [memoryview(head)], where)
             return signed_checksum(head) == row.contents.header_sum
 
-    def check_size(self, row: SegmentRow, size: int) -> None:
-        """Raise BlockDamaged unless a Segment's file holds so many bytes, before room is made for them."""
-        where = f"the file of block {row.first_block} of session {self._session!r}"
+    def room(self, row: SegmentRow, size: int, where: str) -> bytearray:
+        """A buffer of so many bytes; BlockDamaged, and nothing is allocated, unless a Segment's file holds as many."""
         with self._opened(row.file, where) as file:
-            if file.size < size:
-                raise BlockShort(f"{where} has {file.size} bytes, {size} are named; repair the session")
+            if size > file.size:
+                raise BlockShort(f"{where}: it has {size} bytes, its file {file.size}; repair the session")
+        return bytearray(size)
 
     def forget(self, file: str) -> None:
         """Close the file if it is open; whoever is reading it finishes first."""

@@ -155,7 +155,7 @@ class Store:
             with self._database.write("a removal") as connection:
                 row = index.row_to_remove(connection, namespace, name, f"{name_digest(namespace, name)}-{secrets.token_hex(4)}")
                 if row is None:
-                    raise SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
+                    raise _not_found(name, namespace)
                 index.change_session(connection, row, state=DELETING, name="")
             with self._health.writing("a removal"):
                 purge(self._database, self._files, self._sessions_folder, row)
@@ -235,7 +235,7 @@ class Store:
         """Raise SessionNotFound unless there is a Session of that name, be its row damaged or not."""
         with self._database.read("sessions") as connection:
             if not index.is_known(connection, namespace, name):
-                raise SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
+                raise _not_found(name, namespace)
 
     def _find(self, name: str, namespace: str) -> SessionRow | None:
         with self._database.read("sessions") as connection:
@@ -244,7 +244,7 @@ class Store:
     def _row(self, name: str, namespace: str) -> SessionRow:
         row = self._find(name, namespace)
         if row is None:
-            raise SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
+            raise _not_found(name, namespace)
         return row
 
     def _gate(self, name: str, namespace: str, model: ModelId, layout: KVLayout, may_create: bool) -> SessionRow | None:
@@ -299,6 +299,10 @@ def _check_index(index_file: Path, files: Files, sessions_folder: Path, read_onl
         )
     if read_only:
         raise StoreError(f"there is no store at {index_file.parent}; make one with agent-memory chat")
+
+
+def _not_found(name: str, namespace: str) -> SessionNotFound:
+    return SessionNotFound(f"there is no session {name!r} in namespace {namespace!r}")
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.exc import IntegrityError
 
 from agent_memory.errors import InvalidTurn, SessionBusy, SessionError, SessionExists, StoreCorrupt
+from agent_memory.given import text_problem
 from agent_memory.store import index, segment_index, turn_index
 from agent_memory.store.database import Database
 from agent_memory.store.faults import Health
@@ -260,10 +261,8 @@ def check_turn(role: object, text: object, name: object, chain: object) -> None:
     for what, value in {"text": text, "name": "" if name is None else name, "chain": chain}.items():
         if not isinstance(value, str):
             raise InvalidTurn(f"the {what} of a turn is text, not {type(value).__name__}")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InvalidTurn(f"the {what} of a turn is not valid Unicode: it holds half of a surrogate pair") from None
+        if problem := text_problem(value):
+            raise InvalidTurn(f"the {what} of a turn cannot be kept: {problem}")
 
 
 def new_session(namespace: str, name: str, model: str, layout: str, conversation: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Knows what each kind of damage looks like; repairing it is for others.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sqlalchemy import Connection
 
 from agent_memory.errors import BlockChecksum, BlockDamaged, BlockMissing, StoreError
 from agent_memory.store import index, segment_index, turn_index
-from agent_memory.store.contents import is_finite, misfit
+from agent_memory.store.contents import LAYER, is_finite, misfit
 from agent_memory.store.database import Database, dangling, integrity
 from agent_memory.store.files import Files
 from agent_memory.store.index import OPEN_END, DamagedRow, SessionRow, Span
@@ -25,8 +24,6 @@ from agent_memory.types import BLOCK_TOKENS, Damage, KVLayout, VerifyReport
 
 Progress = Callable[[int, int], None]
 """Called with the Blocks checked and the Blocks there are."""
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def verify_store(
@@ -116,7 +113,7 @@ class _Check:
         if kind is not None:
             yield Damage(row.label, segment.first_block, None, kind, self._turns(spans, segment.first_block, segment.stop))
         for name, place in segment.places.items():
-            layer = _LAYER.match(name)
+            layer = LAYER.match(name)
             for piece in range(segment.blocks):
                 try:
                     held = reader.piece(segment, name, piece)

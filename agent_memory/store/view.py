@@ -166,8 +166,7 @@ class View:
         self._current()
         row = self._row_at(first_block)
         blocks, size = range(first_block, row.stop), row.places[tensor].piece_bytes
-        self._reader.check_size(row, len(blocks) * size)
-        out = bytearray(len(blocks) * size)
+        out = self._reader.room(row, len(blocks) * size, f"tensor {tensor!r} of block {first_block} of session {self._row.label!r}")
         targets = [memoryview(out)[position * size : (position + 1) * size] for position in range(len(blocks))]
         for position in self._not_read_together(tensor, blocks, targets):
             self._read_alone(tensor, blocks[position], targets[position])

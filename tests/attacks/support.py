@@ -7,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from agent_memory.errors import AgentMemoryError
 from agent_memory.store.store import INDEX_FILE, Store
 from agent_memory.store.tables import seal
-from tests.store.support import append, fill, open_session, segment
+from tests.store.support import append, fill_segments, open_session
 
 SEALED = {
     "sessions": (
@@ -26,11 +27,7 @@ SEALED = {
 def make(root: Path) -> None:
     """Two tenants: ``default/s`` with two Segments, a tail and a fork, and ``other/t``."""
     with Store.open(root) as store:
-        timeline = open_session(store)
-        fill(timeline, 13)
-        for first in (0, 3):
-            timeline.put_segment(first, segment(first, 3))
-        timeline.put_tail(208, segment(6, 1))
+        timeline = fill_segments(store)
         timeline.fork("fork", 6)
         append(open_session(store, "t", "other"), word="secret")
 
@@ -64,7 +61,6 @@ def run_sql(root: Path, *statements: str) -> None:
 def use_everything(root: Path) -> list[str]:
     """Open a Store and do all there is to do with every Session; the errors it gave."""
     errors: list[str] = []
-    from agent_memory.errors import AgentMemoryError
 
     def attempt(call: Any) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -132,8 +133,6 @@ def test_looking_changes_nothing(made: Path) -> None:
 def test_an_index_left_in_the_middle_of_a_commit_is_read_from_a_copy(made: Path) -> None:
     """The journal of a transaction that a kill broke off stays where it is."""
     whole = (made / INDEX_FILE).read_bytes()
-    import sqlite3
-
     connection = sqlite3.connect(made / INDEX_FILE, isolation_level=None)
     connection.execute("PRAGMA cache_size = 1")
     connection.execute("PRAGMA synchronous = 0")

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sqlite3
+import time
 import traceback
 import tracemalloc
 from collections.abc import Callable
@@ -307,8 +308,6 @@ def test_any_value_of_any_column(folder: Path, tmp_path: Path, place: tuple[str,
 @pytest.mark.campaign
 def test_any_value_of_any_column_for_long(folder: Path) -> None:
     """20,000 of them: memory stays within twice the Store, and no example takes five seconds."""
-    import time
-
     whole = folder / "whole"
     make(whole)
     size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())

@@ -16,7 +16,7 @@ import torch
 
 from agent_memory.store import archive
 from agent_memory.store.store import Store
-from tests.store.support import Child, append, assert_numbered, assert_whole, fill, open_session, segment
+from tests.store.support import Child, append, assert_numbered, assert_whole, fill, fill_segments, open_session, segment
 
 Tell = Callable[[str], None]
 FEW, MANY = 12, 200
@@ -25,11 +25,7 @@ FEW, MANY = 12, 200
 def prepare(root: Path) -> None:
     """A Session with Segments and a tail, and its archive beside the Store."""
     with Store.open(root) as store:
-        timeline = open_session(store)
-        fill(timeline, 13)
-        for first in (0, 3):
-            timeline.put_segment(first, segment(first, 3))
-        timeline.put_tail(208, segment(6, 1))
+        fill_segments(store)
         store.export("s", "default", root.parent / "s.zip")
 
 

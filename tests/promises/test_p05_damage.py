@@ -21,6 +21,7 @@ from tests.store.support import (
     assert_numbered,
     block_bytes,
     fill,
+    fill_segments,
     folder_digest,
     open_session,
     segment,
@@ -35,11 +36,7 @@ def made(fresh: Callable[[], Path]) -> Path:
     """A Store with two Segments of three Blocks, and a tail."""
     root = fresh()
     with Store.open(root) as store:
-        timeline = open_session(store)
-        fill(timeline, 13)
-        for first in (0, 3):
-            timeline.put_segment(first, segment(first, 3))
-        timeline.put_tail(208, segment(6, 1))
+        fill_segments(store)
     return root
 
 

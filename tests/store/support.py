@@ -64,6 +64,16 @@ def append(timeline: Timeline, tokens: int = 16, word: str = "turn") -> Turn:
     return timeline.append_turn("user", f"{word} {number}", expected_ids(number, tokens), chain=f"chain {number}", meta={"number": number})
 
 
+def fill_segments(store: Store, name: str = "s") -> Timeline:
+    """A Session of 13 turns with two Segments of three Blocks, and a tail."""
+    timeline = open_session(store, name)
+    fill(timeline, 13)
+    for first in (0, 3):
+        timeline.put_segment(first, segment(first, 3))
+    timeline.put_tail(208, segment(6, 1))
+    return timeline
+
+
 def expected_ids(number: int, tokens: int) -> np.ndarray[Any, Any]:
     """Ids of turn ``number``."""
     return np.arange(tokens, dtype=np.int64) + 1000 * number
