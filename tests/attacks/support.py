@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import zipfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import xxhash
+from hypothesis import strategies as st
+
 from agent_memory.errors import AgentMemoryError
+from agent_memory.store.files import Files
 from agent_memory.store.store import INDEX_FILE, Store
 from agent_memory.store.tables import seal
 from tests.store.support import append, fill_segments, open_session
@@ -22,6 +29,37 @@ SEALED = {
     "tails": ("session_id", "tokens", "first_block", "size", "header_bytes", "header_sum", "places", "sums"),
 }  # fmt: skip
 """Columns that a row's seal covers, in their order."""
+
+
+# No absolute path: where this fails, it must not be the machine that is emptied.
+VALUES = st.one_of(
+    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.binary(max_size=30),
+    st.text(max_size=30).map(lambda text: text.lstrip("/")),
+    st.sampled_from(["../../outside", "..", "{}", "[]", "null", '{"a":1}', 0, 1, 2, 3, 7, 10**15, "x" * 300, b"\xff\xff\xff\xff"]),
+)  # fmt: skip
+
+
+class Watched(Files):
+    """Notes every path that is opened for writing or removed."""
+
+    def __init__(self) -> None:
+        self.changed: list[Path] = []
+
+    def create(self, path: Path) -> int:
+        self.changed.append(path)
+        return super().create(path)
+
+    def unlink(self, path: Path) -> None:
+        self.changed.append(path)
+        super().unlink(path)
+
+    def remove_folder(self, path: Path) -> None:
+        self.changed.append(path)
+        super().remove_folder(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.changed += [source, target]
+        super().rename(source, target)
 
 
 def make(root: Path) -> None:
@@ -94,3 +132,17 @@ def _read(store: Store, name: str, namespace: str) -> None:
                 view.read_segment_tensor(tensor, row.first_block)
     finally:
         view.close()
+
+
+def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None]) -> Path:
+    """An archive with other contents, and sums that fit."""
+    with zipfile.ZipFile(source) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(entries.pop("manifest.json"))
+    change(manifest, entries)
+    manifest["files"] = {name: {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)} for name, data in entries.items()}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+        archive.writestr("manifest.json", json.dumps(manifest))
+    return target

@@ -7,19 +7,17 @@ import math
 import os
 import signal
 import traceback
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
 
 from agent_memory.errors import AgentMemoryError, InvalidTurn, StoreCorrupt, StoreError, StoreFull
 from agent_memory.store.files import Files
 from agent_memory.store.store import INDEX_FILE, Store
-from tests.attacks.support import make, run_sql
+from tests.attacks.support import make, rewritten, run_sql
 from tests.store.support import Child, FaultyFiles, append, fill, folder_digest, open_session, segment
 
 
@@ -83,20 +81,6 @@ def test_what_a_killed_export_left_goes_with_the_next(fresh: Callable[[], Path])
     with Store.open(root) as store:
         store.export("s", "default", target)
     assert sorted(path.name for path in root.parent.glob("a.zip*")) == ["a.zip", "a.zip.notes.tmp"]
-
-
-def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None]) -> Path:
-    """An archive with other contents, and sums that fit."""
-    with zipfile.ZipFile(source) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    manifest = json.loads(entries.pop("manifest.json"))
-    change(manifest, entries)
-    manifest["files"] = {name: {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)} for name, data in entries.items()}
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-        archive.writestr("manifest.json", json.dumps(manifest))
-    return target
 
 
 def set_turn(**fields: Any) -> Callable[[dict[str, Any], dict[str, bytes]], None]:

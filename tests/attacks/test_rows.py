@@ -20,10 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_memory.errors import AgentMemoryError, FormatTooNew, SessionNotFound, StoreCorrupt, StoreError
-from agent_memory.store.files import Files
 from agent_memory.store.store import INDEX_FILE, Store
 from agent_memory.store.tables import FORMAT
-from tests.attacks.support import SEALED, change, make, run_sql, use_everything
+from tests.attacks.support import SEALED, VALUES, Watched, change, make, run_sql, use_everything
 from tests.store.support import LAYOUT, MODEL, append, assert_numbered, fill, open_session, segment, segment_files
 
 
@@ -240,36 +239,7 @@ def test_listing_takes_the_same_statements_for_one_session_or_many(fresh: Callab
     assert counts[0] == counts[1] > 0
 
 
-# No absolute path: where this fails, it must not be the machine that is emptied.
-VALUES = st.one_of(
-    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.binary(max_size=30),
-    st.text(max_size=30).map(lambda text: text.lstrip("/")),
-    st.sampled_from(["../../outside", "..", "{}", "[]", "null", '{"a":1}', 0, 1, 2, 3, 7, 10**15, "x" * 300, b"\xff\xff\xff\xff"]),
-)  # fmt: skip
 COLUMNS = [(table, column) for table, columns in SEALED.items() for column in columns] + [("turns", "ids")]
-
-
-class Watched(Files):
-    """Notes every path that is opened for writing or removed."""
-
-    def __init__(self) -> None:
-        self.changed: list[Path] = []
-
-    def create(self, path: Path) -> int:
-        self.changed.append(path)
-        return super().create(path)
-
-    def unlink(self, path: Path) -> None:
-        self.changed.append(path)
-        super().unlink(path)
-
-    def remove_folder(self, path: Path) -> None:
-        self.changed.append(path)
-        super().remove_folder(path)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self.changed += [source, target]
-        super().rename(source, target)
 
 
 def attack(root: Path, whole: Path, table: str, column: str, row: int, value: object) -> None:
