@@ -93,7 +93,7 @@ class Runtime:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.attachment: Attachment = attach(model)
-        self.window, self.budget = window or self.attachment.window, budget or Budget()
+        self.window, self.budget = self.attachment.window if window is None else window, budget or Budget()
         self._chat = ChatFormat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.layout = layout_of(self.attachment)
         self.model_id = source if isinstance(source, ModelId) else fingerprint(model, tokenizer, source=source)

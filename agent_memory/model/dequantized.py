@@ -26,7 +26,7 @@ from agent_memory.errors import ConfigError, ModelNotFound, UnsupportedModel, fi
 from agent_memory.model import gguf_files
 from agent_memory.model.attach import inspect
 from agent_memory.model.progress import Bar, progress_bar, quiet
-from agent_memory.model.user_cache import cache_folder
+from agent_memory.user_folders import cache_folder
 
 TOKENIZER_FILES = (
     "merges.txt",

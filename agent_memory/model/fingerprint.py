@@ -17,8 +17,8 @@ import xxhash
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from agent_memory.errors import ModelNotFound
-from agent_memory.model.user_cache import expanded
 from agent_memory.types import ModelId
+from agent_memory.user_folders import expanded
 
 _DIGITS = 16
 _CHUNK = 1 << 22

@@ -16,8 +16,8 @@ from agent_memory.given import without_credentials
 from agent_memory.model.dequantized import TOKENIZER_FILES, dequantized
 from agent_memory.model.gguf_files import part_names
 from agent_memory.model.progress import bars_on_a_terminal
-from agent_memory.model.user_cache import expanded
 from agent_memory.model.wheel_weights import WEIGHTS, fetched
+from agent_memory.user_folders import expanded
 
 
 def locate(source: str | os.PathLike[str], *, gguf_file: str | None = None, revision: str | None = None) -> str:

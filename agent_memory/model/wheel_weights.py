@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from agent_memory.errors import ModelNotFound, first_line
-from agent_memory.model.user_cache import cache_folder
+from agent_memory.user_folders import cache_folder
 
 
 @dataclass(frozen=True, slots=True)

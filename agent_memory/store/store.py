@@ -31,6 +31,7 @@ from agent_memory.store.threads import ReadThreads
 from agent_memory.store.timeline import Ground, Timeline, new_session
 from agent_memory.store.verify import Progress, verify_store
 from agent_memory.types import KVLayout, ModelId, SessionInfo, Turn, VerifyReport
+from agent_memory.user_folders import expanded
 
 INDEX_FILE = "index.sqlite"
 _SQLITE_URL = "sqlite:///"
@@ -178,7 +179,7 @@ class Store:
         """Write a Session, with what it shares with others, as one archive file. Raises BlockDamaged if a Block of it is."""
         timeline = self.view(name, namespace)
         try:
-            archive.write(timeline, Path(path), self._files)
+            archive.write(timeline, expanded(Path(path)), self._files)
         finally:
             timeline.close()
 
@@ -186,7 +187,7 @@ class Store:
         """Make a Session of an exported archive. Raises SessionExists, and StoreCorrupt for a damaged archive, with nothing written."""
         self._check_usable()
         self._health.check()
-        found = archive.check(Path(path))
+        found = archive.check(expanded(Path(path)))
         name = check_name(found.name if name is None else name)
         namespace = check_name(found.namespace if namespace is None else namespace, "namespace")
         lock = self._acquire(name, namespace, 0.0)
@@ -279,9 +280,9 @@ def _places(location: str | Path) -> tuple[Path, Path]:
     if isinstance(location, str) and "://" in location:
         if not location.startswith(_SQLITE_URL) or len(location) == len(_SQLITE_URL):
             raise UnsupportedStore(f"{location.split('://')[0]}:// is not supported; give a folder, or sqlite:///file")
-        file = Path(location.removeprefix(_SQLITE_URL)).absolute()
+        file = expanded(Path(location.removeprefix(_SQLITE_URL))).absolute()
         return file.parent, file
-    root = Path(location).absolute()
+    root = expanded(Path(location)).absolute()
     if root.exists() and not root.is_dir():
         raise UnsupportedStore(f"{root} is a file; a store is a folder")
     return root, root / INDEX_FILE

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ...model.user_cache import cache_folder
 from ...runtime import Runtime
 from ...types import Budget
+from ...user_folders import cache_folder
 from ..work import Progress, Work
 from .asking import encoder
 from .documents import Continuation, Document, Question, digest
@@ -33,7 +33,7 @@ MESSAGE_TOKENS = 8
 
 
 def default_cache() -> Path:
-    """``fidelity`` in :func:`agent_memory.model.user_cache.cache_folder`; ConfigError if there is none."""
+    """``fidelity`` in :func:`agent_memory.user_folders.cache_folder`; ConfigError if there is none."""
     return cache_folder() / "fidelity"
 
 

@@ -14,11 +14,13 @@ from agent_memory.errors import AgentMemoryError, ConfigError
 from agent_memory.evaluate.fidelity.run import FidelityOptions
 from agent_memory.model.fingerprint import fingerprint
 from agent_memory.model.locate import locate
-from agent_memory.model.user_cache import cache_folder
 from agent_memory.opening import open_runtime
+from agent_memory.store.store import Store
+from agent_memory.user_folders import cache_folder
 from tests.integrations.tiny import save_tiny_model
 from tests.model.conftest import byte_tokenizer
 from tests.model.zoo import tiny
+from tests.store.support import append, open_session
 
 
 @pytest.fixture
@@ -64,3 +66,17 @@ def test_xdg_cache_home_is_enough(no_home: None, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "agent-memory"
     assert FidelityOptions(("full",)).cache == tmp_path / "agent-memory" / "fidelity"
+
+
+def test_a_store_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is the home folder in the path of a Store, of its index and of an archive; no folder of that name is made."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Store.open("~/store") as store:
+        append(open_session(store))
+        store.export("s", "default", Path("~/s.zip"))
+    with Store.open("sqlite:///~/other/index.sqlite") as store:
+        assert store.import_(Path("~/s.zip")).turns == 1
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["other", "s.zip", "store"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
