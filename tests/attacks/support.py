@@ -96,8 +96,8 @@ def run_sql(root: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-def use_everything(root: Path) -> list[str]:
-    """Open a Store and do all there is to do with every Session; the errors it gave."""
+def use_everything(root: Path, files: Files | None = None) -> list[str]:
+    """Open a Store and do all there is to do with every Session, and at last delete it; the errors it gave."""
     errors: list[str] = []
 
     def attempt(call: Any) -> None:
@@ -107,7 +107,7 @@ def use_everything(root: Path) -> list[str]:
             errors.append(str(error))
 
     def look(read_only: bool) -> None:
-        with Store.open(root, read_only=read_only) as store:
+        with Store.open(root, read_only=read_only, files=files) as store:
             attempt(store.verify)
             for name, namespace in (("s", "default"), ("fork", "default"), ("t", "other")):
                 attempt(lambda name=name, namespace=namespace: _read(store, name, namespace))
