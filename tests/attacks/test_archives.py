@@ -60,7 +60,7 @@ def change(manifest: dict[str, Any], entries: dict[str, bytes], number: int, val
         return
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
     if kind == "name":
-        entries[str(value)[:200].encode("utf-8", "replace").decode()] = entries.pop(at)
+        entries[str(value)[:200].encode("utf-8", "replace").decode() or "x"] = entries.pop(at)
     elif kind == "entry":
         entries[at] = data
     else:
