@@ -6,6 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TRITON := .venv/.triton
 SMOLLM2 := .venv/.smollm2
+WORKERS ?= 2
 
 .PHONY: install demo test test-gpu aot campaigns real-model bench check
 .DEFAULT_GOAL := install
@@ -35,8 +36,9 @@ $(SMOLLM2): | $(STAMP)
 	@echo "fetching the weights of smollm2 (once; 93 MB)"
 	@if $(BIN)/agent-memory attach-check smollm2 >/dev/null; then touch $@; else echo "tests on smollm2 will be skipped"; fi
 
+# Two processes, each with whole files of tests; WORKERS=0 runs them in one, as a debugger needs it.
 test: install $(TRITON) $(SMOLLM2)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/agent-memory bench --csv docs/benchmarks/figures.csv --plot docs/benchmarks/ratios.png $(ARGS)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from agent_memory.store.store import Store
 from tests.store.support import KV, Child, append, assert_numbered, assert_whole, block_bytes, open_session, segment
 
-ROUNDS = 200
 ROUNDS_A_STORE = 40
 
 
@@ -46,9 +47,10 @@ def check_after_kill(root: Path, acknowledged: int) -> int:
     return count
 
 
-def test_acknowledged_turns_survive_kills(fresh: Callable[[], Path]) -> None:
+@pytest.mark.parametrize("rounds", [50, pytest.param(200, marks=pytest.mark.campaign)])
+def test_acknowledged_turns_survive_kills(fresh: Callable[[], Path], rounds: int) -> None:
     random_delay = random.Random(1)  # noqa: S311
-    for round_number in range(ROUNDS):
+    for round_number in range(rounds):
         if round_number % ROUNDS_A_STORE == 0:
             root, acknowledged = fresh(), 0
         child = Child(lambda tell, root=root: write_forever(root, tell))  # type: ignore[misc]

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from agent_memory.store.store import Store
 from tests.store.support import KV, Child, append, assert_numbered, assert_whole, block_bytes, fill, open_session, segment, segment_files
 
-ROUNDS = 200
 CANARY = "canary-9e107d9d"
 
 
@@ -62,13 +63,14 @@ def assert_gone(root: Path) -> None:
     assert not list((root / "locks").iterdir())
 
 
-def test_killed_deletes(fresh: Callable[[], Path]) -> None:
+@pytest.mark.parametrize("rounds", [50, pytest.param(200, marks=pytest.mark.campaign)])
+def test_killed_deletes(fresh: Callable[[], Path], rounds: int) -> None:
     delays = random.Random(4)  # noqa: S311
     template = fresh()
     prepare(template)
     work = template.with_name("work")
     outcomes = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(template, work)
 
