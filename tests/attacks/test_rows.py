@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from agent_memory.errors import FormatTooNew, SessionNotFound, StoreCorrupt, StoreError
@@ -269,18 +269,20 @@ def test_any_value_of_any_column(folder: Path, tmp_path: Path, place: tuple[str,
 
 
 @pytest.mark.campaign
-def test_any_value_of_any_column_for_long(folder: Path) -> None:
-    """20,000 of them: memory stays within twice the Store, and no example takes five seconds."""
+@pytest.mark.parametrize("part", range(10))
+def test_any_value_of_any_column_for_long(folder: Path, part: int) -> None:
+    """20,000 of them: memory stays within twice the Store, and none takes five seconds of the processor."""
     whole = folder / "whole"
     make(whole)
     size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
 
-    @settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @seed(part)
+    @settings(max_examples=2_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(place=st.sampled_from(COLUMNS), row=st.integers(0, 30), value=VALUES)
     def every(place: tuple[str, str], row: int, value: object) -> None:
-        began = time.monotonic()
+        began = time.process_time()
         attack(folder / "attacked", whole, *place, row, value)
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     every()
