@@ -13,7 +13,7 @@ import numpy as np
 from .attention.shares import SharedOut
 from .attention.trace import Trace
 from .memory.shelf import APPROXIMATE
-from .types import BLOCK_TOKENS, Recall, RecalledTurn, TierName, Turn
+from .types import BLOCK_TOKENS, Recall, RecalledTurn, TierName, Turn, foremost
 
 if TYPE_CHECKING:
     from .store.timeline import Timeline
@@ -23,7 +23,7 @@ TIERS: tuple[TierName, ...] = ("device", "host", "disk", "host-int8", "host-int4
 SNIPPET = 240
 """Characters of a turn's text that a Recall repeats."""
 MOST_TURNS = 32
-"""Recalled turns that are listed, best first."""
+"""Recalled turns that are listed."""
 
 
 def make_recall(trace: Trace, timeline: Timeline) -> Recall:
@@ -33,12 +33,12 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
     chosen = Counter(turn.index for blocks in trace.choices() for block in blocks for turn in holders[block])
     shared = None if trace.shares is None else trace.shares.result()
     scores = None if shared is None else _scores(shared, turns)
-    ranked = sorted(turns, key=lambda index: (0.0 if scores is None else -scores[index], -chosen[index], index))[:MOST_TURNS]
+    ranked = sorted(turns, key=lambda index: (0.0 if scores is None else -scores[index], -chosen[index], index))
     slowest: dict[int, int] = {}
     for block, tier in trace.tiers.items():
         for turn in holders[block]:
             slowest[turn.index] = max(slowest.get(turn.index, 0), tier)
-    hits = [
+    found = [
         RecalledTurn(
             turn=index,
             role=turns[index].role,
@@ -51,9 +51,10 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
         )
         for index in ranked
     ]
+    hits = foremost(found, MOST_TURNS)
     tiers: Counter[str] = Counter(TIERS[tier] for tier in trace.tiers.values())
     return Recall(
-        turns=tuple(hits),
+        turns=hits,
         exact=trace.exact and not any(tier in APPROXIMATE for tier in trace.tiers.values()),
         certified=trace.certified,
         selections=trace.selections,
@@ -65,7 +66,7 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
         sink_share=None if shared is None else shared.sink,
         local_share=None if shared is None else shared.local,
         unread_share=None if shared is None else shared.unread,
-        other_share=None if shared is None or scores is None else _unlisted(shared, scores, ranked),
+        other_share=None if shared is None or scores is None else _unlisted(shared, scores, [hit.turn for hit in hits]),
     )
 
 

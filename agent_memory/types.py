@@ -5,7 +5,7 @@ Knows the nouns (Turn, Block, Segment, Recall, Budget), what one of them cannot 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -153,7 +153,8 @@ class RecalledTurn:
 class Recall:
     """What memory contributed to one reply, for people.
 
-    ``turns`` hold the Blocks that were read, at most 32 of them, highest score first. The scores, ``sink_share`` (the first tokens, and
+    ``turns`` hold the Blocks that were read, highest score first; of more than 32 the 16 with the highest score, and the 16 of the others
+    with the highest peak. The scores, ``sink_share`` (the first tokens, and
     extra logits a layer may have), ``other_share`` (turns beyond the 32), ``unread_share`` (what was not read, and is attended to by means
     of its values: option ``estimate_unread`` of ``recall``) and ``local_share`` (all else: the latest tokens, the reply's own, what is
     attended to without being chosen) add up to 1. A token of the reply counts with the forward it was chosen from, that
@@ -181,9 +182,23 @@ class Recall:
     other_share: float | None = None
     unread_share: float | None = None
 
+    def foremost(self, most: int) -> tuple[RecalledTurn, ...]:
+        """The turns to show where only ``most`` can be, in their order (:func:`foremost`)."""
+        return foremost(self.turns, most)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+
+def foremost(turns: Sequence[RecalledTurn], most: int) -> tuple[RecalledTurn, ...]:
+    """At most so many of recalled turns, in their order: half of them the first, half those with the highest peaks among the others.
+
+    A long turn that was read a little by every head has the higher score; the one that a fact was copied from has the peak.
+    """
+    first = most - most // 2
+    others = sorted(range(first, len(turns)), key=lambda at: -(turns[at].peak or 0.0))[: most // 2]
+    return tuple(turns[at] for at in [*range(min(first, len(turns))), *sorted(others)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,11 +86,11 @@ def turn_table(turns: Iterable[Turn]) -> Table:
 
 
 def recall_table(recall: Recall, most: int = 8) -> Table:
-    """One line a recalled turn, the best first; what the scores are stands over them, since older versions recorded something else."""
+    """One line a recalled turn, at most ``most``; what the scores are stands over them, since older versions recorded something else."""
     older = recall.local_share is None and any(hit.score is not None for hit in recall.turns)
     score = "of selections" if older else "of attention"
     made = table("turn", "who", "tokens ago", score, "peak", "tier", "text", right=("turn", "tokens ago", score, "peak"))
-    for hit in recall.turns[:most]:
+    for hit in recall.foremost(most):
         row = (str(hit.turn), speaker(hit.role, hit.name), f"{hit.tokens_ago:,}", share(hit.score), share(hit.peak), hit.tier)
         made.add_row(*row, snippet(hit.text))
     return made

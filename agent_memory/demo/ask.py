@@ -21,6 +21,8 @@ from .window_only import ANSWER, ONE_LINE, ROOM, WindowOnly
 
 RECORD_TOKENS = 1024
 """A turn with a record is no longer than this, about."""
+SHOWN = 4
+"""Recalled turns that are shown of each answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,8 @@ class Examiner:
             ago, started = session.tokens - holder_stop, time.perf_counter()
             said = session.reply(question.text, max_new_tokens=self._limits.tokens, stop=self._limits.stop)
             seconds = time.perf_counter() - started
-            recalled = session.last_recall.turns if session.last_recall is not None else ()
-        return Asked(question, said, self._right(question, said), ago, seconds, recalled[:3], plain, self._right(question, plain), known)
+            recalled = session.last_recall.foremost(SHOWN) if session.last_recall is not None else ()
+        return Asked(question, said, self._right(question, said), ago, seconds, recalled, plain, self._right(question, plain), known)
 
     @contextmanager
     def _asked(self) -> Iterator[Session]:

@@ -268,7 +268,7 @@ def _say_answer(asked: Asked, say: Say) -> None:
     said, value = asked.answer.strip(), asked.question.value
     say(f"       {said!r}; the machine says {value!r}; {asked.tokens_ago:,} tokens ago, {asked.seconds:.2f} s")
     for hit in asked.recalled:
-        share = "" if hit.score is None else f"{hit.score:.1%} of the attention, "
+        share = "" if hit.score is None or hit.peak is None else f"{hit.score:.1%} of the attention (peak {hit.peak:.0%}), "
         say(f"       recalled turn {hit.turn} ({hit.role}), {hit.tokens_ago:,} tokens ago, {share}from {hit.tier}")
     say(f"       without memory: {asked.plain_answer.strip()!r} ({plain})")
     if asked.in_window_right is not None:

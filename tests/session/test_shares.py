@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from agent_memory.engine import CHUNK_TOKENS
 from agent_memory.pocket import data
 from agent_memory.recall import make_recall
 from agent_memory.session import Session
-from agent_memory.types import GenerationRequest, Recall
+from agent_memory.types import GenerationRequest, Recall, RecalledTurn
 from agent_memory_kernels import paged
 from benchmarks.hiding import Question, hide
 from tests.session.conftest import MakeRuntime, story
@@ -115,9 +116,21 @@ def test_a_turn_has_the_share_of_its_own_tokens(make_runtime: MakeRuntime, monke
         assert recall.other_share == pytest.approx(0, abs=1e-12)
         monkeypatch.setattr(recalls, "MOST_TURNS", 2)
         two = make_recall(trace, session.timeline)
-        assert two.turns == recall.turns[:2]
-        assert two.other_share == pytest.approx(sum(hit.score or 0.0 for hit in recall.turns[2:]), abs=1e-12)
+        peaked = max(recall.turns[1:], key=lambda hit: hit.peak or 0.0)
+        assert two.turns == (recall.turns[0], peaked) == recall.foremost(2)
+        assert two.other_share == pytest.approx(sum(hit.score or 0.0 for hit in recall.turns if hit not in two.turns), abs=1e-12)
         assert total(two) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_foremost_turns_are_those_with_the_highest_scores_and_peaks() -> None:
+    peaks = [0.1, 0.0, 0.3, 0.9, 0.0, 0.5]
+    turns = tuple(RecalledTurn(turn, "tool", None, 1, 1 - turn / 8, "disk", "", peak) for turn, peak in enumerate(peaks))
+    recall = Recall(turns)
+    assert [[hit.turn for hit in recall.foremost(most)] for most in (0, 1, 2, 3, 4, 5, 9)] == [
+        [], [0], [0, 3], [0, 1, 3], [0, 1, 3, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5],
+    ]  # fmt: skip
+    unknown = tuple(dataclasses.replace(hit, peak=None) for hit in turns)
+    assert Recall(unknown).foremost(4) == unknown[:4]
 
 
 @pytest.mark.parametrize("method", ["recall", "infllm", "recall+rerope"])
