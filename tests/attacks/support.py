@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import zipfile
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ class Watched(Files):
     def rename(self, source: Path, target: Path) -> None:
         self.changed += [source, target]
         super().rename(source, target)
+
+
+@contextmanager
+def nothing_outside(root: Path) -> Iterator[Watched]:
+    """Files for a Store; whatever is done with them must not change, or add, anything beside its folder."""
+    beside = sorted(path.name for path in root.parent.iterdir())
+    files = Watched()
+    yield files
+    assert all(path.is_relative_to(root) and ".." not in path.parts for path in files.changed)
+    assert sorted(path.name for path in root.parent.iterdir()) == beside
 
 
 def make(root: Path) -> None:
