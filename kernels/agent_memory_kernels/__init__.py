@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -29,6 +30,7 @@ from .paging import (
     Timeline,
     Workspace,
 )
+from .reference import Span
 from .reference import paged as paged_reference
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Pool",
     "Regions",
     "Rotation",
+    "Span",
     "Timeline",
     "Workspace",
     "candidate_blocks",
@@ -67,14 +70,7 @@ class Operations(Protocol):
         ...
 
     def key_weights(
-        self,
-        queries: Tensor,
-        keys: tuple[Tensor, Tensor],
-        scale: float,
-        reference: Tensor,
-        out: Tensor,
-        softcap: float | None = None,
-        offset: Tensor | None = None,
+        self, spans: Sequence[Span], scale: float, reference: Tensor, out: Tensor, softcap: float | None = None, *, integers: bool = False
     ) -> None:
         """Attention weights of keys, relative to a reference."""
         ...

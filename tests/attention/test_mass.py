@@ -17,7 +17,7 @@ from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.parts import PART_TOKENS, LayerParts, alike
 from agent_memory.memory.rotated_keys import RotatedKeys
 from agent_memory.memory.summary import LayerSummary
-from agent_memory_kernels import operations
+from agent_memory_kernels import Span, operations
 
 BLOCK, HEADS, KV, DIM = 32, 6, 2, 32
 SCALE: float = DIM**-0.5
@@ -173,25 +173,35 @@ def test_far_blocks_are_not_estimated():
     assert not chosen.unread.out.any() and bool(chosen.unread.lse.isfinite().all())
 
 
+@pytest.mark.parametrize("integers", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_weights_are_relative_to_a_reference(softcap):
+def test_weights_are_relative_to_a_reference(softcap, integers):
+    """Of two spans, which queries meet turned otherwise, and two KV heads."""
     random = torch.Generator().manual_seed(1)
-    codes = torch.randint(-127, 128, (7, BLOCK, DIM), generator=random, dtype=torch.int8)
-    steps = torch.rand(7, generator=random) / 40
-    queries = torch.randn((5, DIM), generator=random)
-    offset, reference = torch.randn((2, 5), generator=random)
-    made = torch.empty(7 * BLOCK, 5)
-    operations().key_weights(queries, (codes, steps), SCALE, reference, made, softcap, offset)
-    keys = codes.double() * steps[:, None, None]
-    logits = torch.einsum("rd,nkd->nkr", queries.double(), keys).flatten(0, 1) * SCALE + offset.double()
+    codes = torch.randint(-127, 128, (KV, 7, BLOCK, DIM), generator=random, dtype=torch.int8)
+    steps = torch.rand((KV, 7), generator=random) / 40
+    queries = torch.randn((2, KV, 5, DIM), generator=random)
+    offset, reference = torch.randn((2, KV, 5), generator=random)
+    spans = [
+        Span(queries[0], [(codes[head, :3], steps[head, :3]) for head in range(KV)], offset),
+        Span(queries[1], [(codes[head, 3:], steps[head, 3:]) for head in range(KV)]),
+    ]
+    made = torch.empty(KV, 7 * BLOCK, 5)
+    operations().key_weights(spans, SCALE, reference, made, softcap, integers=integers)
+    keys = codes.double() * steps[..., None, None]
+    turned = torch.cat([queries[0, :, None].expand(-1, 3, -1, -1), queries[1, :, None].expand(-1, 4, -1, -1)], 1).double()
+    logits = torch.einsum("hnrd,hnkd->hnkr", turned, keys) * SCALE
+    logits[:, :3] += offset[:, None, None].double()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    torch.testing.assert_close(made.double(), (logits - reference.double()).exp(), rtol=1e-4, atol=0)
+    expected = (logits.flatten(1, 2) - reference[:, None].double()).exp()
+    torch.testing.assert_close(made.double(), expected, rtol=2e-3 if integers else 1e-4, atol=0)
 
 
-def test_weights_that_would_overflow_stay_numbers():
-    codes, made = torch.full((2, BLOCK, DIM), 127, dtype=torch.int8), torch.empty(2 * BLOCK, 1)
-    operations().key_weights(torch.ones(1, DIM), (codes, torch.ones(2)), 1.0, torch.zeros(1), made)
+@pytest.mark.parametrize("integers", [False, True])
+def test_weights_that_would_overflow_stay_numbers(integers):
+    codes, made = torch.full((2, BLOCK, DIM), 127, dtype=torch.int8), torch.empty(1, 2 * BLOCK, 1)
+    operations().key_weights([Span(torch.ones(1, 1, DIM), [(codes, torch.ones(2))])], 1.0, torch.zeros(1, 1), made, integers=integers)
     assert bool(made.isfinite().all()) and bool(made.sum().isfinite())
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from agent_memory_kernels import Operations
+from agent_memory_kernels import Operations, Span
 
 from ...errors import ConfigError
 from ...memory.layer_kv import Keeps, LayerKV
@@ -30,6 +30,9 @@ EMPTY = float("-inf")
 
 TINIEST = 1e-38
 """So much above 0 that it can be divided by."""
+
+FEW = 8
+"""Rows of a group at most that are multiplied as integers; a matter of each group, so that it chooses the same whoever asks beside it."""
 
 WEIGHTS_HELD = 1 << 20
 """Weights held at a time."""
@@ -166,36 +169,44 @@ class _Scan:
 
     def weights(self, heads: slice, groups: slice) -> Tensor:
         """fp32 ``[s, n * 32, g, m]``: ``exp(logit - near)`` of each key."""
-        first = self.first[groups]
-        edges = min(int(first.min()), self._count), min(int(first.max()), self._count)
-        reference = self.near[groups, heads]
-        out = reference.new_empty((reference.shape[1], self.tokens, reference.shape[0], reference.shape[2]))
-        for head, weights in zip(range(heads.start, heads.stop), out, strict=True):
-            self._write_head(head, groups, edges, weights.flatten(1))
+        first, reference = self.first[groups], self.near[groups, heads].transpose(0, 1)
+        least, most = min(int(first.min()), self._count), min(int(first.max()), self._count)
+        out = reference.new_empty((reference.shape[0], self.tokens, *reference.shape[1:]))
+        self._write([*self._beyond(heads, groups, 0, least), *self._within(heads, groups, least)], reference, out)
+        if most > least:  # near to some of the groups, and far from others
+            far = torch.empty_like(out[:, least * BLOCK_TOKENS : most * BLOCK_TOKENS])
+            self._write(self._beyond(heads, groups, least, most), reference, far)
+            blocks = torch.arange(least, most, device=first.device).repeat_interleave(BLOCK_TOKENS)
+            mixed = out[:, least * BLOCK_TOKENS : most * BLOCK_TOKENS]
+            torch.where((blocks[:, None] < first)[..., None], far, mixed, out=mixed)
         return out
 
-    def _write_head(self, head: int, groups: slice, edges: tuple[int, int], out: Tensor) -> None:
-        """Weights ``out [n * 32, g * m]`` of one KV head's keys; Blocks before the first of ``edges`` are far from all groups, those from
-        the second on from none."""
-        reference, first, (least, most) = self.near[groups, head], self.first[groups], edges
-        for start, stop, rows in self._true:
-            if stop > least:
-                at = max(start, least)
-                keys = self._rotated.span(head, at, stop)
-                self._write(rows[groups, head], keys, reference, out[at * BLOCK_TOKENS : stop * BLOCK_TOKENS])
-        if most and self._far is not None:
-            rows = self._far[groups, head].flatten(0, 1)
-            common = (rows.float() @ self._summary.centre[head]) * self._scaling
-            far = out[: most * BLOCK_TOKENS] if most == least else torch.empty_like(out[: most * BLOCK_TOKENS])
-            self._write(rows, self._summary.span_keys(head, 0, most), reference, far, common)
-            if most > least:
-                blocks = torch.arange(most, device=first.device).repeat_interleave(BLOCK_TOKENS)
-                beyond = (blocks[:, None] < first).repeat_interleave(reference.shape[1], 1)
-                out[: len(far)] = torch.where(beyond, far, out[: len(far)])
+    def _within(self, heads: slice, groups: slice, start: int) -> list[Span]:
+        """Blocks from ``start`` on, at their true distance."""
+        return [
+            self._span(rows[groups, heads], [self._rotated.span(head, max(at, start), stop) for head in _range(heads)])
+            for at, stop, rows in self._true
+            if stop > start
+        ]
 
-    def _write(self, rows: Tensor, keys: tuple[Tensor, Tensor], reference: Tensor, out: Tensor, common: Tensor | None = None) -> None:
-        rows = rows.reshape(-1, rows.shape[-1])
-        self._ops.key_weights(rows, keys, self._scaling, reference.flatten(), out, self.ask.softcap, common)
+    def _beyond(self, heads: slice, groups: slice, start: int, stop: int) -> list[Span]:
+        """Blocks ``[start, stop)``, as if all of them stood at ``reach``."""
+        if self._far is None or stop <= start:
+            return []
+        rows = self._far[groups, heads]
+        common = torch.einsum("gsmd,sd->sgm", rows.float(), self._summary.centre[heads]) * self._scaling
+        return [self._span(rows, [self._summary.span_keys(head, start, stop) for head in _range(heads)], common.flatten(1))]
+
+    def _span(self, rows: Tensor, keys: list[tuple[Tensor, Tensor]], offset: Tensor | None = None) -> Span:
+        return Span(rows.transpose(0, 1).flatten(1, 2), keys, offset)
+
+    def _write(self, spans: list[Span], reference: Tensor, out: Tensor) -> None:
+        flat, few = reference.flatten(1), reference.shape[2] <= FEW
+        self._ops.key_weights(spans, self._scaling, flat, out.flatten(2), self.ask.softcap, integers=few)
+
+
+def _range(heads: slice) -> range:
+    return range(heads.start, heads.stop)
 
 
 def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> Tensor:

@@ -13,10 +13,12 @@ from .dense import (
     select,
     vote,
 )
-from .scan import BLOCKS_AT_ONCE, block_bounds, block_maxima, key_weights
+from .scan import BLOCKS_AT_ONCE, block_bounds, block_maxima
+from .weights import Span, key_weights
 
 __all__ = [
     "BLOCKS_AT_ONCE",
+    "Span",
     "EMPTY",
     "LEAST_SHARE",
     "RUN",

@@ -20,15 +20,6 @@ BLOCKS_HELD = 1024
 COLUMNS = 16
 """Columns of each of two planes of integers that a product of matrices takes no longer for than for fewer."""
 
-LOGITS_HELD = 1 << 18
-"""Logits held at most, so that they stay in a CPU's cache until their weights are known."""
-
-BLOCKS_WIDENED = 64
-"""Blocks whose keys are widened to fp32 at a time, so that they stay in a CPU's cache until they are multiplied."""
-
-LARGEST = 69.0
-"""Of a logit above its reference, that thousands of weights can be added up in fp32."""
-
 WIDEST = 32
 """The same of a single plane."""
 
@@ -65,46 +56,6 @@ def block_maxima(queries: Tensor, keys: list[list[tuple[Tensor, Tensor]]], scale
     return out.mul_(unit * scale)
 
 
-def key_weights(
-    queries: Tensor,
-    keys: tuple[Tensor, Tensor],
-    scale: float,
-    reference: Tensor,
-    out: Tensor,
-    softcap: float | None = None,
-    offset: Tensor | None = None,
-) -> None:
-    """Attention weights of keys, relative to a reference: ``exp(logit - reference)``.
-
-    Keys are read in 8 bits and multiplied in fp32: a CPU multiplies so many rows in fp32 as fast, and the logits need no pass of their own.
-
-    Args:
-        queries: ``[rows, d]``, rotated to where keys are.
-        keys: int8 ``[n, block, d]``, and the fp32 step ``[n]`` of each Block's grid.
-        scale: logit factor.
-        reference: fp32 ``[rows]``, a logit; best one that no sum of weights exceeds by far.
-        out: fp32 ``[n * block, rows]``, contiguous.
-        softcap: logits become ``softcap * tanh(logits / softcap)``.
-        offset: fp32 ``[rows]``, added to logits before the cap.
-    """
-    codes, steps = keys
-    columns = (queries.float() * scale).T.contiguous()
-    before = torch.zeros_like(reference) if offset is None else offset
-    added = before - reference if softcap is None else before
-    few = len(queries) < codes.shape[2]  # then fewer logits than numbers of keys have to be multiplied by a step
-    step = min(BLOCKS_WIDENED, max(1, LOGITS_HELD // (codes.shape[1] * len(queries))))
-    for some, grid, logits in zip(codes.split(step), steps.split(step), out.split(step * codes.shape[1]), strict=True):
-        if few:
-            torch.mm(some.float().flatten(0, 1), columns, out=logits)
-            by_block = logits.view(len(some), -1, len(queries))
-            torch.addcmul(added, by_block, grid[:, None, None], out=by_block)
-        else:
-            torch.addmm(added, (some.float() * grid[:, None, None]).flatten(0, 1), columns, out=logits)
-        if softcap is not None:
-            logits.div_(softcap).tanh_().mul_(softcap).sub_(reference)
-        logits.clamp_(max=LARGEST).exp_()
-
-
 def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]], scale: float) -> tuple[Tensor, Tensor]:
     """The best product each query has with any key of each Block, from 8-bit keys, and how far it can be from the true one.
 
@@ -122,8 +73,7 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
     heads, rows, dim = queries.shape
     asked = queries.float()
     unit = asked.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
-    coarse = (asked / unit).round_()
-    fine = ((asked - coarse * unit) / (unit / FINE)).round_().clamp_(-127, 127)
+    coarse, fine = in_15_bits(asked, unit)
     norm = (asked.norm(dim=-1) * (1 + (dim + 3) * 2.0**-24)).clamp_(min=1e-30)  # a Block that is lost has an infinite radius
     planes, _ = _side_by_side([coarse, fine], keys[0][0][0].shape[1], COLUMNS)
     # What the finer row of integers leaves over is at most half its step in each of d places, where a key has 127 steps at most.
@@ -136,6 +86,12 @@ def block_bounds(queries: Tensor, keys: list[list[tuple[Tensor, Tensor, Tensor]]
         torch.mul(best[:, :rows].T, steps, out=estimates[head])
         torch.mul(norm[head][:, None], radius, out=errors[head]).addcmul_(left[head], steps)
     return estimates.mul_(unit / FINE * scale), errors.mul_(scale * (1 + 2.0**-20))
+
+
+def in_15_bits(queries: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries as whole numbers of ``unit``, of which none needs more than 127, and of a ``FINE``-th of it; half of one of these is lost."""
+    coarse = (queries / unit).round_()
+    return coarse, ((queries - coarse * unit) / (unit / FINE)).round_().clamp_(-127, 127)
 
 
 def _side_by_side(planes: list[Tensor], size: int, columns: int) -> tuple[Tensor, int]:
@@ -177,14 +133,15 @@ def _best_of_planes(planes: Tensor, keys: Tensor) -> Tensor:
     products = torch.empty((step * lines, both.shape[1]), dtype=torch.int32, device=keys.device)
     for at in range(0, count, BLOCKS_HELD):
         first = min(at, count - step)
-        _multiply_in_parts(flat[first * lines : (first + step) * lines], both, products, lines * BLOCKS_AT_ONCE)
+        multiply_in_parts(flat[first * lines : (first + step) * lines], both, products, lines * BLOCKS_AT_ONCE)
         coarse, fine = products.view(step, lines, 2, -1).unbind(2)
         best[first : first + step] = _largest(fine.add_(coarse, alpha=FINE))
     return _largest(best.view(count, together, width))
 
 
-def _multiply_in_parts(left: Tensor, right: Tensor, out: Tensor, rows: int) -> None:
-    """As ``_multiply``, so many ``rows`` at a time; the last part overlaps: products of one shape share one compiled kernel."""
+def multiply_in_parts(left: Tensor, right: Tensor, out: Tensor, rows: int) -> None:
+    """Write the int32 product of int8 ``left [n, d]`` and ``right [d, columns]`` to ``out``, so many ``rows`` at a time; the last part
+    overlaps: products of one shape share one compiled kernel."""
     rows = min(rows, len(left))
     whole = len(left) // rows * rows
     for part, products in zip(left[:whole].split(rows), out[:whole].split(rows), strict=True):
