@@ -17,7 +17,7 @@ from .memory.session_kv import SessionKV
 from .store.contents import misfit, not_finite
 from .store.segments import SegmentRow, TensorBytes
 from .store.timeline import Timeline
-from .types import BLOCK_TOKENS, SEGMENT_BLOCKS
+from .types import SEGMENT_BLOCKS
 
 MANY_TOKENS = 131_072
 """Sorting the keys of more tokens than these into clusters takes so long that it is announced."""
@@ -111,7 +111,7 @@ class SegmentFiles:
         tail = self._timeline.tail()
         if tail is not None and self._continues(tail[1], kv):
             kv.restore_tail({name: to_tensor(stored) for name, stored in tail[1].items()})
-        behind = max((kv.length - part.clusters.blocks * BLOCK_TOKENS for part in kv.layers if part.clusters is not None), default=0)
+        behind = max((part.clusters.pending(kv.length) for part in kv.layers if part.clusters is not None), default=0)
         if behind > MANY_TOKENS:
             logging.getLogger(__name__).warning(
                 "session %r was not closed, or not with this method: the keys of %s tokens are sorted into clusters again before its next "

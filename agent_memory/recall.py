@@ -6,6 +6,7 @@ Knows a Trace and which turn holds which token; does not know how Blocks were ch
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,17 +29,20 @@ MOST_TURNS = 32
 
 def make_recall(trace: Trace, timeline: Timeline) -> Recall:
     """The record of one reply, for people: which turns took part through memory, with what share of the attention, from which Tier."""
-    holders = {block: _turns_of(block, timeline) for block in trace.blocks()}
+    read = trace.tiers
+    holders = _holders(trace.blocks(), timeline)
     turns = {turn.index: turn for found in holders.values() for turn in found}
-    chosen = Counter(turn.index for blocks in trace.choices() for block in blocks for turn in holders[block])
+    chosen: Counter[int] = Counter()
+    for block, found in holders.items():
+        chosen.update({turn.index: trace.named(block) for turn in found})
     shared = None if trace.shares is None else trace.shares.result()
     scores = None if shared is None else _scores(shared, turns)
     ranked = sorted(turns, key=lambda index: (0.0 if scores is None else -scores[index], -chosen[index], index))
     slowest: dict[int, int] = {}
-    for block, tier in trace.tiers.items():
+    for block, tier in read.items():
         for turn in holders[block]:
             slowest[turn.index] = max(slowest.get(turn.index, 0), tier)
-    found = [
+    recalled = [
         RecalledTurn(
             turn=index,
             role=turns[index].role,
@@ -51,14 +55,14 @@ def make_recall(trace: Trace, timeline: Timeline) -> Recall:
         )
         for index in ranked
     ]
-    hits = foremost(found, MOST_TURNS)
-    tiers: Counter[str] = Counter(TIERS[tier] for tier in trace.tiers.values())
+    hits = foremost(recalled, MOST_TURNS)
+    tiers: Counter[str] = Counter(TIERS[tier] for tier in read.values())
     return Recall(
         turns=hits,
-        exact=trace.exact and not any(tier in APPROXIMATE for tier in trace.tiers.values()),
+        exact=trace.exact and not any(tier in APPROXIMATE for tier in read.values()),
         certified=trace.certified,
         selections=trace.selections,
-        blocks=len(trace.tiers),
+        blocks=len(read),
         keys_scored=trace.keys_scored,
         keys_rescored=trace.keys_rescored,
         tiers=dict(tiers),
@@ -80,13 +84,16 @@ def _unlisted(shared: SharedOut, scores: dict[int, float], listed: list[int]) ->
     return max(0.0, float(shared.recalled.sum()) - sum(scores[index] for index in listed))
 
 
-def _turns_of(block: int, timeline: Timeline) -> tuple[Turn, ...]:
-    """The turns that hold tokens of a Block; none where they are all of the reply that is being made."""
-    first, last = block * BLOCK_TOKENS, min(block * BLOCK_TOKENS + BLOCK_TOKENS, timeline.token_count)
-    if first >= last:
-        return ()
-    found = [timeline.turn_at(first)]
-    while found[-1].stop < last:
-        index = found[-1].index + 1
-        found.extend(timeline.turns(index, index + 1))
-    return tuple(found)
+def _holders(blocks: Collection[int], timeline: Timeline) -> dict[int, list[Turn]]:
+    """The turns that hold tokens of each Block; none where they are all of the reply that is being made. Each turn is read once."""
+    holders: dict[int, list[Turn]] = {}
+    known: list[Turn] = []
+    for block in sorted(blocks):
+        first, last = block * BLOCK_TOKENS, min(block * BLOCK_TOKENS + BLOCK_TOKENS, timeline.token_count)
+        if first < last and (not known or known[-1].stop <= first):
+            known.append(timeline.turn_at(first))
+        while first < last and known[-1].stop < last:
+            index = known[-1].index + 1
+            known.extend(timeline.turns(index, index + 1))
+        holders[block] = [turn for turn in known[-BLOCK_TOKENS:] if turn.start < last and turn.stop > first]
+    return holders

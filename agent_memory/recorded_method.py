@@ -16,6 +16,10 @@ from .attention.methods import Method
 FIRST_VERSION = "recall:score=max"
 """The only default the first version had, which wrote no method down."""
 
+BY_MASS = "recall:score=mass:"
+"""How a method begins that is written without ``reach`` where it was made before there was one: then it reached as far as the window, and
+scored every key."""
+
 
 def what_is_recorded(method: Method, window: int, border: int | None) -> dict[str, Any]:
     """What a new Session writes down; nothing of a method that cannot be written on a line."""
@@ -39,7 +43,7 @@ def method_of(
     method = mine
     if mine.spec is not None and not reinterpret:
         before = int(recorded.get("window", window))
-        written = make(str(recorded.get("method") or FIRST_VERSION), before)
+        written = make(_as_it_was(str(recorded.get("method") or FIRST_VERSION), before), before)
         if (written.spec, before) != (mine.spec, window):
             method = written
             logging.getLogger(__name__).warning(
@@ -51,3 +55,11 @@ def method_of(
     if border is not None and method.attended is not None:
         method = replace(method, border=max(int(border), method.attended))
     return method
+
+
+def _as_it_was(spec: str, window: int) -> str:
+    """A method as it was written down, with what has become an option since."""
+    selection, plus, positions = spec.partition("+")
+    if selection.startswith(BY_MASS) and ":reach=" not in selection:
+        selection += f":reach={window}:probes=0"
+    return selection + plus + positions

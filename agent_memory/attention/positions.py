@@ -78,23 +78,27 @@ def _split_heads(attended: Attended, rank: Tensor, visible: Tensor, count: int) 
 
 @dataclass(frozen=True)
 class WindowPositions:
-    """Keys stand at their true distance where the trained window has room for it, and packed at its far end where they are further away.
+    """Keys stand at their true distance where there is room for it, and packed at the far end of that room where they are further away.
 
-    A key's position is the larger of its rank in the attended set and its place in a window that ends with the last query. Both ascend
-    with the tokens, so no two keys share a position, and the order is kept. Up to ``window`` tokens this is plain rotary attention. Sink
-    tokens come first and local ones last, so both stand where they do without any that are recalled.
+    There is room for a timeline that fits the trained window, and for ``reach`` tokens of one that does not. A key's position is the larger
+    of its rank in the attended set and its place in a room that ends with the last query. Both ascend with the tokens, so no two keys share
+    a position, and the order is kept. Up to ``window`` tokens this is plain rotary attention. Sink tokens come first and local ones last:
+    both stand where they do without any that are recalled.
 
     Attributes:
-        window: positions that are used.
+        window: the trained one, in tokens.
+        reach: positions that are used beyond it, at least as many as are attended; None is the window.
     """
 
     window: int
+    reach: int | None = None
 
     def regions(self, attended: Attended) -> list[Region]:
         """One causal Region."""
         tokens, queries = attended.tokens, attended.queries
         present = tokens >= 0
-        first = (queries[:, -1:] - self.window + 1).clamp(min=0)
+        last = queries[:, -1:]
+        first = (last - (self.reach or self.window) + 1).clamp(min=0).masked_fill(last < self.window, 0)
         positions = tokens.clamp(min=0)
         if bool(first.any()):
             rank = attended.before + present.cumsum(-1) - 1

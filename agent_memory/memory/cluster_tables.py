@@ -27,6 +27,7 @@ class ClusterTables:
         sums: fp32 ``[Hk, R, d]``, of the members' keys.
         squares: fp32 ``[Hk, R]``, of their squared norms.
         centres: fp32 ``[Hk, R, d]``, their mean.
+        spread: fp32 ``[Hk, R]``, how far members lie from the centre: the mean square of their offsets, a dimension.
         reach: fp32 ``[Hk, R]``.
         sizes: int64 ``[Hk, R]``.
         members: int32 ``[Hk, R, MEMBERS]``, tokens, padded with -1 at the end.
@@ -35,6 +36,7 @@ class ClusterTables:
     sums: Tensor
     squares: Tensor
     centres: Tensor
+    spread: Tensor
     reach: Tensor
     sizes: Tensor
     members: Tensor
@@ -44,7 +46,7 @@ class ClusterTables:
         """Tables without rows."""
         keys, one = torch.empty((kv_heads, 0, head_dim), device=device), torch.empty((kv_heads, 0), device=device)
         members = torch.empty((kv_heads, 0, MEMBERS), dtype=torch.int32, device=device)
-        return ClusterTables(keys, one, keys, one, one.long(), members)
+        return ClusterTables(keys, one, keys, one, one, one.long(), members)
 
     def emptied(self) -> ClusterTables:
         """Others of the same kind, without rows."""
@@ -63,6 +65,10 @@ class ClusterTables:
         for name in self.names():
             table = getattr(self, name)
             setattr(self, name, torch.cat([table, table.new_full((table.shape[0], more, *table.shape[2:]), _FILL.get(name, 0))], 1))
+
+    def cut(self, rows: int) -> ClusterTables:
+        """Views of the first ``rows`` rows of each KV head."""
+        return ClusterTables(*(getattr(self, name)[:, :rows] for name in self.names()))
 
     def clone(self) -> ClusterTables:
         """An independent copy."""

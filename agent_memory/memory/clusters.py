@@ -157,9 +157,9 @@ class KeyClusters:
         tables, head = self.tables, self._head
         sizes = self.sizes[clusters].clamp(min=1)
         centres = tables.sums[head, clusters] / sizes[:, None]
-        variance = (tables.squares[head, clusters] / sizes - centres.square().sum(1)).clamp_(min=0)
-        self.centres[clusters] = centres
-        self.reach[clusters] = (variance * 2 * sizes.log() / centres.shape[1]).sqrt_()
+        spread = (tables.squares[head, clusters] / sizes - centres.square().sum(1)).clamp_(min=0).div_(centres.shape[1])
+        self.centres[clusters], tables.spread[head, clusters] = centres, spread
+        self.reach[clusters] = (spread * 2 * sizes.log()).sqrt_()
 
     def _grow(self, count: int) -> None:
         self.tables.reserve(count)
@@ -173,11 +173,12 @@ class LayerClusters:
         kv_heads: KV heads.
         head_dim: head dimension.
         start: tokens from which on there are clusters, a multiple of ``STEP_TOKENS``; below, a scan of every key costs less.
+        behind: newest tokens that are in no cluster; a multiple of ``STEP_TOKENS``.
         device: where they lie.
     """
 
-    def __init__(self, kv_heads: int, head_dim: int, start: int, device: torch.device | str = "cpu") -> None:
-        self.start = start
+    def __init__(self, kv_heads: int, head_dim: int, start: int, behind: int = 0, device: torch.device | str = "cpu") -> None:
+        self.start, self.behind = start, behind
         self._begin(ClusterTables.empty(kv_heads, head_dim, device))
 
     def _begin(self, tables: ClusterTables) -> None:
@@ -194,6 +195,14 @@ class LayerClusters:
         """Clusters of the KV head that has the fewest."""
         return min(len(head) for head in self.heads)
 
+    def pending(self, tokens: int) -> int:
+        """Of so many tokens, those that have to be taken in and are not yet."""
+        return max(0, tokens - self.behind - self.blocks * BLOCK_TOKENS)
+
+    def tables(self) -> ClusterTables:
+        """Tables of all KV heads, cut behind the last cluster of any of them."""
+        return self._tables.cut(max(len(head) for head in self.heads))
+
     def in_runs(self) -> tuple[Tensor, Tensor]:
         """``centres`` fp32 ``[Hk, C, d]`` and ``reach`` fp32 ``[Hk, C]`` of all KV heads, filled up to a multiple of ``RUN`` with clusters
         that reach nowhere."""
@@ -207,10 +216,11 @@ class LayerClusters:
         return self._tables.members.view(heads * rows, MEMBERS).index_select(0, flat.flatten()).view(*clusters.shape, MEMBERS)
 
     def cover(self, tokens: int, fetch: Callable[[int, Tensor], Tensor]) -> None:
-        """Take in all whole steps of the first ``tokens`` tokens; ``fetch(head, tokens)`` gives keys.
+        """Take in all whole steps of the first ``tokens`` tokens but those ``behind``; ``fetch(head, tokens)`` gives keys.
 
         Steps are always the same ones, so that how tokens arrived changes nothing. Broken off, it leaves nothing, to be made again.
         """
+        tokens -= self.behind
         if tokens < self.start or self.blocks * BLOCK_TOKENS + STEP_TOKENS > tokens:
             return
         self._own()
@@ -225,8 +235,9 @@ class LayerClusters:
             raise
 
     def truncate(self, tokens: int, fetch: Callable[[int, Tensor], Tensor]) -> None:
-        """Forget tokens from ``tokens`` on, a whole step at a time."""
-        kept = tokens - tokens % STEP_TOKENS
+        """Forget what would be in no cluster were there only the first ``tokens`` tokens, a whole step at a time."""
+        kept = max(0, tokens - self.behind)
+        kept -= kept % STEP_TOKENS
         if kept >= self.blocks * BLOCK_TOKENS:
             return
         if kept < self.start:
@@ -254,12 +265,13 @@ class LayerClusters:
             head.load(rows, int((rows["members"] >= 0).sum()))
 
     def _name(self, head: int) -> str:
-        return f"clusters.{self.start}.{head}"
+        return f"clusters.{self.start}.{head}" if not self.behind else f"clusters.{self.start}.{self.behind}.{head}"
 
     def fork(self) -> LayerClusters:
         """A twin; tables are shared until either changes."""
         twin = object.__new__(LayerClusters)
         self._shared = twin._shared = True
+        twin.behind = self.behind
         twin.start, twin._tables, twin.heads = self.start, self._tables, [head.fork(self._tables) for head in self.heads]
         return twin
 

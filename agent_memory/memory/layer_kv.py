@@ -40,6 +40,7 @@ class Keeps:
         every_key: all keys, held in memory.
         representatives: representatives of blocks.
         clusters_from: clusters of like keys, from so many tokens on.
+        clusters_behind: newest tokens that are in no cluster.
         distances: keys rotated to their positions, counted from multiples of so many tokens.
         parts: mean values of parts of each Block, tokens with like keys.
     """
@@ -47,6 +48,7 @@ class Keeps:
     every_key: bool = False
     representatives: RepresentativePlan | None = None
     clusters_from: int | None = None
+    clusters_behind: int = 0
     distances: int | None = None
     parts: bool = False
 
@@ -102,7 +104,9 @@ class LayerKV:
         self.read_keys = read_keys
         keeps, recalls = plan.keeps, plan.recalling[layer]
         self.summary = LayerSummary(heads, dim, device=device) if recalls else None
-        self.clusters = LayerClusters(heads, dim, keeps.clusters_from, device) if recalls and keeps.clusters_from is not None else None
+        self.clusters = None
+        if recalls and keeps.clusters_from is not None:
+            self.clusters = LayerClusters(heads, dim, keeps.clusters_from, keeps.clusters_behind, device)
         self.every_key = GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if recalls and keeps.every_key else None
         self.rotated_keys = None
         if recalls and keeps.distances is not None and plan.rotate is not None:

@@ -55,15 +55,16 @@ class LayerParts:
             sorted_values = theirs.gather(2, order[..., None].expand_as(theirs))
             self._extend(order, sorted_values.float().unflatten(2, (PARTS, PART_TOKENS)).mean(3).transpose(1, 2))
 
-    def members(self, heads: slice, count: int) -> Tensor:
-        """Tokens int64 ``[s, parts, 4]`` of each part of the first ``count`` Blocks of some KV heads, in the order of :meth:`means`."""
-        order = self._order.slice(0, count)[:, heads].transpose(0, 1).contiguous().long()
-        order += torch.arange(0, count * BLOCK_TOKENS, BLOCK_TOKENS, device=order.device)[:, None]
+    def members(self, heads: slice, start: int, stop: int) -> Tensor:
+        """Tokens int64 ``[s, parts, 4]``, counted from the first of them, of each part of Blocks ``[start, stop)`` of some KV heads, in the
+        order of :meth:`means`."""
+        order = self._order.slice(start, stop)[:, heads].transpose(0, 1).contiguous().long()
+        order += torch.arange(0, (stop - start) * BLOCK_TOKENS, BLOCK_TOKENS, device=order.device)[:, None]
         return order.view(len(order), -1, PART_TOKENS)
 
-    def means(self, heads: slice, count: int) -> Tensor:
-        """Mean values fp32 ``[s, parts, d]`` of the first ``count`` Blocks of some KV heads."""
-        return self._means.slice(0, count)[:, :, heads].movedim(2, 0).flatten(1, 2).float()
+    def means(self, heads: slice, start: int, stop: int) -> Tensor:
+        """Mean values fp32 ``[s, parts, d]`` of Blocks ``[start, stop)`` of some KV heads."""
+        return self._means.slice(start, stop)[:, :, heads].movedim(2, 0).flatten(1, 2).float()
 
     @property
     def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

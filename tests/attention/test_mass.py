@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agent_memory.attention.region import LayerRule, Region, attend, rotated
 from agent_memory.attention.selectors import Ask, Bounds, MassConfig, MassSelector
-from agent_memory.attention.selectors.mass import _periods
+from agent_memory.attention.selectors.mass.scan import _periods
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.parts import PART_TOKENS, LayerParts, alike
 from agent_memory.memory.rotated_keys import RotatedKeys
@@ -51,7 +51,7 @@ def layer_of(keys: Tensor, values: Tensor, period: int) -> LayerKV:
     """A layer that holds whole Blocks of ``keys [Hk, n, d]``."""
     layer = object.__new__(LayerKV)
     layer.summary, layer.rotated_keys = LayerSummary(KV, DIM), RotatedKeys(KV, DIM, period, turn)
-    layer.parts = LayerParts(KV, DIM, torch.float32)
+    layer.parts, layer.clusters = LayerParts(KV, DIM, torch.float32), None
     blocks = keys.unflatten(1, (-1, BLOCK)).transpose(0, 1)
     layer.summary.append(blocks)
     layer.rotated_keys.append(layer.summary.float_keys(0, len(blocks)))
@@ -86,7 +86,7 @@ def weights(keys: Tensor, queries: Tensor, position: int, reach: int) -> Tensor:
 @pytest.mark.parametrize("reach", [2000, 500])
 def test_the_tokens_with_the_largest_mass_are_chosen(reach):
     keys, values, queries = made(1600)
-    config = MassConfig(tokens=128, blocks=50, reach=reach)
+    config = MassConfig(tokens=128, blocks=50, window=reach + 1, reach=reach + 1)
     layer = layer_of(keys, values, config.period)
     (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer)
     shares = weights(keys, queries, 1600, reach)[:, 32:].softmax(-1).unflatten(0, (KV, -1)).mean(1)
@@ -102,7 +102,7 @@ def test_the_tokens_with_the_largest_mass_are_chosen(reach):
 def test_each_kv_head_chooses_for_itself_and_from_so_many_blocks():
     keys, values, queries = made(1600)
     for blocks in (4, 8, 40):
-        config = MassConfig(tokens=128, blocks=blocks, reach=2000)
+        config = MassConfig(tokens=128, blocks=blocks, window=2001, reach=2001)
         ask = ask_of(queries, 1600, 32, 1600)
         (chosen,) = MassSelector(config, operations()).select([ask], SCALE, layer_of(keys, values, config.period))
         heads = [set(row[row >= 0].div(BLOCK, rounding_mode="floor").tolist()) for row in chosen.tokens[0]]
@@ -117,7 +117,7 @@ def test_what_may_not_be_chosen_has_no_part_in_it():
     keys[:, 320:352] = 10 * queries[0, ::3]
     values = torch.zeros_like(values)
     values[:, :32] = values[:, 704:] = values[:, 320:352] = 1.0  # means of the last Block know all of its tokens
-    config = MassConfig(tokens=64, blocks=20, reach=2000)
+    config = MassConfig(tokens=64, blocks=20, window=2001, reach=2001)
     ask = ask_of(queries, 800, 32, 696)
     ask.bounds.lost[10] = True
     (chosen,) = MassSelector(config, operations()).select([ask], SCALE, layer_of(keys, values, config.period))
@@ -132,7 +132,7 @@ def test_a_query_that_looks_at_its_neighbours_has_little_to_say():
     keys, values, queries = made(1600, sharp=1.0)
     two = torch.cat([queries, made(1, seed=5)[2]], dim=2)[:, ::3].repeat_interleave(3, dim=1)
     keys[:, 100:132], keys[:, 900:932] = 6 * two[0, ::3, 0][:, None], 6 * two[0, ::3, 1][:, None]
-    config = MassConfig(tokens=32, blocks=1, reach=1)  # all at one distance, so that both look as far
+    config = MassConfig(tokens=32, blocks=1, window=2, reach=2)  # all at one distance, so that both look as far
     layer = layer_of(keys, values, config.period)
     for near, expected in (([-20.0, 50.0], 3), ([50.0, -20.0], 28)):
         ask = ask_of(two, 1600, 32, 1600)
@@ -148,7 +148,7 @@ def test_where_values_are_alike_in_every_part_nothing_is_lost():
     order = alike(keys.unflatten(1, (-1, BLOCK)))
     part = torch.zeros_like(order).scatter_(2, order, torch.arange(BLOCK).expand_as(order)) // PART_TOKENS
     values = values.unflatten(1, (-1, BLOCK)).gather(2, part[..., None].expand(-1, -1, -1, DIM)).flatten(1, 2)
-    config = MassConfig(tokens=128, blocks=50, reach=2000)
+    config = MassConfig(tokens=128, blocks=50, window=2001, reach=2001)
     (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer_of(keys, values, config.period))
     assert chosen.unread is not None
     tokens = torch.cat([torch.arange(32).expand(1, KV, -1), chosen.tokens], dim=2)
@@ -165,7 +165,7 @@ def test_where_values_are_alike_in_every_part_nothing_is_lost():
 
 def test_far_blocks_are_not_estimated():
     keys, values, queries = made(1600)
-    config = MassConfig(tokens=64, blocks=20, reach=500)
+    config = MassConfig(tokens=64, blocks=20, window=501, reach=501)
     first = (1600 - 500 + BLOCK) // BLOCK * BLOCK
     values[:, :first], values[:, first:] = 1.0, 0.0
     (chosen,) = MassSelector(config, operations()).select([ask_of(queries, 1600, 32, 1600)], SCALE, layer_of(keys, values, config.period))
@@ -210,13 +210,13 @@ def test_groups_choose_as_they_do_alone(reach, monkeypatch):
     """However many are looked at together, and wherever the border of what is far lies for each."""
     keys, values, _ = made(1600)
     queries = torch.cat([made(1, seed=seed)[2] for seed in range(5)])
-    config = MassConfig(tokens=128, blocks=20, reach=reach)
+    config = MassConfig(tokens=128, blocks=20, window=reach + 1, reach=reach + 1)
     layer, stops = layer_of(keys, values, config.period), torch.tensor([1000, 1100, 1210, 1330, 1600])
     bounds = Bounds(32, stops, np.zeros(50, bool), BLOCK)
     turned, near = partial(rotated, rotary=ROTARY, layer=0), torch.zeros(5, KV, HEADS // KV)
 
     def chosen(groups: slice, held: int):
-        monkeypatch.setattr("agent_memory.attention.selectors.mass.WEIGHTS_HELD", held)
+        monkeypatch.setattr("agent_memory.attention.selectors.mass.scan.WEIGHTS_HELD", held)
         some = Bounds(32, stops[groups], bounds.lost, BLOCK)
         ask = Ask(queries[groups], 1, some, 0, turned, stops[groups, None], None, lambda: near[groups])
         return MassSelector(config, operations()).select([ask], SCALE, layer)[0]
@@ -257,7 +257,7 @@ def test_periods_cover_every_block_once(start, stop):
 
 
 def test_options_are_checked():
-    config = MassConfig(tokens=128, blocks=3, reach=10)
+    config = MassConfig(tokens=128, blocks=3, window=11, reach=11)
     with pytest.raises(Exception, match=r"blocks=3 .* at least 4"):
         config.check()
     assert math.log2(config.period).is_integer() and config.period >= 32

@@ -49,10 +49,10 @@ def test_means_are_those_of_the_members():
     parts.append(keys[:7], values[:7])
     parts.append(keys[7:], values[7:])
     for head in range(KV):
-        members = parts.members(slice(head, head + 1), len(keys))[0]
+        members = parts.members(slice(head, head + 1), 0, len(keys))[0]
         assert torch.equal(members.flatten().sort().values, torch.arange(len(keys) * BLOCK))
         expected = values[:, head].reshape(-1, DIM)[members].mean(1)
-        torch.testing.assert_close(parts.means(slice(head, head + 1), len(keys))[0], expected)
+        torch.testing.assert_close(parts.means(slice(head, head + 1), 0, len(keys))[0], expected)
 
 
 def test_what_was_kept_is_taken_up_and_forks_stay_apart():
@@ -68,12 +68,12 @@ def test_what_was_kept_is_taken_up_and_forks_stay_apart():
     again.append_blank(2)
     assert (len(parts), len(twin), len(again)) == (20, 13, 22)
     for head in range(KV):
-        assert torch.equal(again.members(slice(head, head + 1), 20), parts.members(slice(head, head + 1), 20))
-        assert torch.equal(again.means(slice(head, head + 1), 20), parts.means(slice(head, head + 1), 20))
-        assert torch.equal(twin.means(slice(head, head + 1), 9), parts.means(slice(head, head + 1), 9))
-        assert torch.equal(twin.means(slice(head, head + 1), 13)[:, 9 * PARTS :], parts.means(slice(head, head + 1), 4))
-        assert not again.means(slice(head, head + 1), 22)[:, 20 * PARTS :].any()
-        assert torch.equal(again.members(slice(head, head + 1), 22)[:, 20 * PARTS :].flatten(), torch.arange(20 * BLOCK, 22 * BLOCK))
+        assert torch.equal(again.members(slice(head, head + 1), 0, 20), parts.members(slice(head, head + 1), 0, 20))
+        assert torch.equal(again.means(slice(head, head + 1), 0, 20), parts.means(slice(head, head + 1), 0, 20))
+        assert torch.equal(twin.means(slice(head, head + 1), 0, 9), parts.means(slice(head, head + 1), 0, 9))
+        assert torch.equal(twin.means(slice(head, head + 1), 0, 13)[:, 9 * PARTS :], parts.means(slice(head, head + 1), 0, 4))
+        assert not again.means(slice(head, head + 1), 0, 22)[:, 20 * PARTS :].any()
+        assert torch.equal(again.members(slice(head, head + 1), 0, 22)[:, 20 * PARTS :].flatten(), torch.arange(20 * BLOCK, 22 * BLOCK))
     parts.truncate(3)
     assert len(parts) == 3 and parts.nbytes >= 3 * (KV * BLOCK + PARTS * KV * DIM * 2)
 
@@ -87,4 +87,4 @@ def test_rows_of_another_shape_leave_nothing_behind():
         parts.load({**state, "part_mean": state["part_mean"][:, :, :, :-1]})
     assert len(parts) == 2
     parts.append(keys, values)
-    assert torch.equal(parts.means(slice(None), 4)[:, 2 * PARTS :], parts.means(slice(None), 2))
+    assert torch.equal(parts.means(slice(None), 0, 4)[:, 2 * PARTS :], parts.means(slice(None), 0, 2))

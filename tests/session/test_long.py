@@ -16,7 +16,7 @@ from agent_memory.session import Session
 from agent_memory.types import GenerationRequest
 from tests.session.conftest import MakeRuntime, story
 
-METHOD = "recall:clusters_from=2048"
+BY_VOTES, BY_MASS = "recall:clusters_from=2048", "recall:score=mass:probes=2"
 TEXTS = story(5, 30)
 
 
@@ -40,16 +40,22 @@ def clusters(session: Session) -> list[torch.Tensor]:
     return [rows.clone() for head in heads for rows in (*head.state().values(), head.centres, head.reach)]
 
 
+@pytest.fixture(params=[BY_VOTES, BY_MASS])
+def method(request: pytest.FixtureRequest) -> str:
+    """A rule that looks keys up."""
+    return str(request.param)
+
+
 @pytest.fixture
-def expected(make_runtime: MakeRuntime, tmp_path: Path) -> torch.Tensor:
+def expected(make_runtime: MakeRuntime, tmp_path: Path, method: str) -> torch.Tensor:
     """What one long prefill makes."""
-    with make_runtime(method=METHOD, store=tmp_path / "whole").session("a") as session:
+    with make_runtime(method=method, store=tmp_path / "whole").session("a") as session:
         append(session, TEXTS)
         return newest(session)
 
 
-def test_cut_into_appends_with_replies_on_forks(make_runtime: MakeRuntime, expected: torch.Tensor) -> None:
-    with make_runtime(method=METHOD).session("a") as session:
+def test_cut_into_appends_with_replies_on_forks(make_runtime: MakeRuntime, expected: torch.Tensor, method: str) -> None:
+    with make_runtime(method=method).session("a") as session:
         for at, text in enumerate(TEXTS):
             append(session, [text], prefill=True)
             if at % 10 == 9:
@@ -59,8 +65,10 @@ def test_cut_into_appends_with_replies_on_forks(make_runtime: MakeRuntime, expec
         torch.testing.assert_close(newest(session), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_clean_reopening_takes_the_clusters_up_as_they_were(make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    with make_runtime(method=METHOD).session("a") as session:
+def test_a_clean_reopening_takes_the_clusters_up_as_they_were(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    with make_runtime(method=method).session("a") as session:
         append(session, TEXTS, prefill=True)
         before = clusters(session)
     made: list[int] = []
@@ -71,7 +79,7 @@ def test_a_clean_reopening_takes_the_clusters_up_as_they_were(make_runtime: Make
         add(self, keys, fetch)
 
     monkeypatch.setattr(KeyClusters, "add", counted)
-    with make_runtime(method=METHOD).session("a") as session:
+    with make_runtime(method=method).session("a") as session:
         after = clusters(session)  # before any forward
         assert len(before) == len(after) > 0
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
@@ -83,35 +91,35 @@ def test_a_clean_reopening_takes_the_clusters_up_as_they_were(make_runtime: Make
 
 
 def test_clusters_that_have_to_be_made_again_are_announced(
-    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     monkeypatch.setattr(kv_files, "MANY_TOKENS", 1024)
-    with make_runtime(method=METHOD).session("a") as session:
+    with make_runtime(method=method).session("a") as session:
         append(session, TEXTS, prefill=True)
-    with make_runtime(method=METHOD).session("a") as session:
+    with make_runtime(method=method).session("a") as session:
         session.prefill()
         assert not caplog.records
         append(session, TEXTS[:8], prefill=True)
         session.close(keep=False)
-    with make_runtime(method=METHOD).session("a") as session:
+    with make_runtime(method=method).session("a") as session:
         session.prefill()
     (record,) = caplog.records
     assert "session 'a' was not closed" in record.message
     assert "sorted into clusters again" in record.message
 
 
-def test_reopened_and_killed_half_way(make_runtime: MakeRuntime, expected: torch.Tensor, tmp_path: Path) -> None:
-    with make_runtime(method=METHOD).session("a") as session:
+def test_reopened_and_killed_half_way(make_runtime: MakeRuntime, expected: torch.Tensor, method: str, tmp_path: Path) -> None:
+    with make_runtime(method=method).session("a") as session:
         append(session, TEXTS[:20])
         session.prefill()
-    runtime = make_runtime(method=METHOD)
+    runtime = make_runtime(method=method)
     session = runtime.session("a")
     append(session, TEXTS[20:])
     session.prefill()
     shutil.copytree(tmp_path / "store", tmp_path / "as it was")
     torch.testing.assert_close(newest(session), expected, atol=1e-3, rtol=1e-3)
     session.close()
-    with make_runtime(method=METHOD, store=tmp_path / "as it was").session("a") as again:
+    with make_runtime(method=method, store=tmp_path / "as it was").session("a") as again:
         torch.testing.assert_close(newest(again), expected, atol=1e-3, rtol=1e-3)
 
 

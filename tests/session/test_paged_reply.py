@@ -19,7 +19,7 @@ from agent_memory.errors import ConfigError
 from agent_memory.paged_reply import PagedReply
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
-from agent_memory.types import Budget, GenerationRequest
+from agent_memory.types import Budget, Certificate, GenerationRequest
 from agent_memory_kernels import Codes, Pages, Workspace, operations, paged
 from tests.session.conftest import MakeRuntime, story
 
@@ -77,10 +77,23 @@ def logits_of(engine: MemoryEngine) -> Iterator[list[torch.Tensor]]:
     del engine._decoded
 
 
-def replies(session: Session, prompt: list[int], count: int) -> tuple[list[int], list[torch.Tensor], Trace]:
+class Choices(Trace):
+    """Remembers every choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices: list[list[int]] = []
+
+    def choose_blocks(self, blocks: np.ndarray, exact: bool, certified: Certificate, keys_scored: int) -> None:
+        """The Blocks of each, in order."""
+        super().choose_blocks(blocks, exact, certified, keys_scored)
+        self.choices += [sorted({*row} - {-1}) for row in blocks.tolist()]
+
+
+def replies(session: Session, prompt: list[int], count: int) -> tuple[list[int], list[torch.Tensor], Choices]:
     """Tokens of a reply that nothing ends, and logits after each."""
     session.prefill()
-    trace, request = Trace(), GenerationRequest(prompt=tuple(prompt), max_new_tokens=count, end_ids=())
+    trace, request = Choices(), GenerationRequest(prompt=tuple(prompt), max_new_tokens=count, end_ids=())
     with logits_of(session.engine) as seen:
         tokens = [piece.token for piece in session.engine.generate(session.engine.kv.length, request, trace)]
     return tokens, seen, trace
@@ -102,7 +115,9 @@ def read_all(session: Session) -> None:
             pass
 
 
-def agree(session: Session, ops: Any = None, count: int = 70, between: Callable[[Session], None] | None = None) -> tuple[PagedReply, Trace]:
+def agree(
+    session: Session, ops: Any = None, count: int = 70, between: Callable[[Session], None] | None = None
+) -> tuple[PagedReply, Choices]:
     """A reply on pages is the one layer by layer: tokens, logits, what was chosen, attended and read."""
     expected, wanted, before = replies(session, PROMPT, count)
     pages = on_pages(session, ops)
@@ -111,7 +126,7 @@ def agree(session: Session, ops: Any = None, count: int = 70, between: Callable[
     tokens, got, trace = replies(session, PROMPT, count)
     assert tokens == expected
     torch.testing.assert_close(torch.stack(got), torch.stack(wanted), atol=1e-3, rtol=1e-3)
-    assert list(trace.choices()) == list(before.choices())
+    assert trace.choices == before.choices
     assert (trace.selections, trace.attended) == (before.selections, before.attended)
     # Where as many as may be chosen are all there are, torch need not score them; a step of fixed shapes does.
     assert trace.keys_scored == before.keys_scored or not before.keys_scored
@@ -283,7 +298,7 @@ def test_kernels_decode_what_the_definition_does(make_runtime: MakeRuntime) -> N
         pages = on_pages(session, paged("triton", "cpu"))
         tokens, got, trace = replies(session, PROMPT, 3)
         assert tokens == expected
-        assert list(trace.choices()) == list(before.choices())
+        assert trace.choices == before.choices
         torch.testing.assert_close(torch.stack(got), torch.stack(wanted), atol=1e-3, rtol=1e-3)
         layer = {"score_codes_kernel": 1, "select_and_place_kernel": 1, "place_kernel": 3, "attend_kernel": 4}  # one of four chooses
         assert pages.launches == {name: count * 2 for name, count in layer.items()}

@@ -24,11 +24,14 @@ LOCAL_SHARE = 8
 BLOCKS_READ = 4
 """Blocks that recalled tokens are taken from by default, for each that they would fill."""
 
-MASS_OPTIONS = frozenset({"estimate_unread"})
-"""Options of ``score=mass`` only."""
+MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes"})
+"""Options of ``score=mass``, beside sizes."""
+
+PROBES = 32
+"""Clusters that a choice by mass looks into by default."""
 
 MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
-"""Options of ``score=max`` only."""
+"""Options of ``score=max``, beside sizes."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,10 @@ class Recall:
             recalls whole Blocks, as many.
         positions: where recalled Blocks stand: ``true`` at their distance, where the window has room for it; ``packed`` one after another.
         estimate_unread: see :class:`MassConfig`.
-        scan, clusters_from, probes, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
+        reach: tokens before a query, of a timeline that is longer than the trained window, that are scored and stand at their true
+            distance; half of the window by default. Models use the far end of their window badly.
+        probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
+        scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
 
     score: str | None = None
@@ -55,6 +61,7 @@ class Recall:
     blocks: int | None = None
     positions: str | None = None
     estimate_unread: bool | None = None
+    reach: int | None = None
     scan: str | None = None
     clusters_from: int | None = None
     probes: int | None = None
@@ -75,7 +82,8 @@ class Recall:
         if score not in ("mass", "max"):
             raise ConfigError(f"recall: score={score!r} cannot be used; choose one of mass, max")
         options = {name: value for name, value in vars(chosen).items() if value is not None}
-        foreign = sorted(options.keys() & (MAX_OPTIONS if score == "mass" else MASS_OPTIONS))
+        mine, others = (MASS_OPTIONS, MAX_OPTIONS) if score == "mass" else (MAX_OPTIONS, MASS_OPTIONS)
+        foreign = sorted(options.keys() & others - mine)
         if foreign:
             raise ConfigError(f"recall: {foreign[0]} is an option of score={'max' if score == 'mass' else 'mass'}, and score is {score}")
         sizes = chosen._sizes(given, score)
@@ -95,10 +103,13 @@ class Recall:
             rule.check(most)
             selector, named = RecallSelector(rule, given.ops), {name: getattr(rule, name) for name in sorted(MAX_OPTIONS)}
         else:
-            config = MassConfig(sizes.recalled, blocks, given.window - 1, chosen.estimate_unread is not False)
+            reach = max(given.window // 2, sizes.attended) if chosen.reach is None else chosen.reach
+            bounded("recall: reach", reach, sizes.attended, given.window, "the attended set and the trained window")
+            probes = PROBES if chosen.probes is None else chosen.probes
+            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes)
             config.check()
-            selector, named = MassSelector(config, given.ops), {"estimate_unread": config.estimate_unread}
-        where, positions = chosen._position_map(score, given.window)
+            selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
+        where, positions = chosen._position_map(score, given.window, named.get("reach"))
         written = {"score": score, "attended": sizes.attended, "local": sizes.local, "group": sizes.group, "blocks": blocks}
         spec = spec_of("recall", {**written, "positions": where, **named})
         read = None if score == "max" else blocks
@@ -135,8 +146,8 @@ class Recall:
         recalled = (attended - sink - local - self.group) // BLOCK_TOKENS * BLOCK_TOKENS
         return Sizes(sink, recalled, attended - sink - recalled - self.group, self.group)
 
-    def _position_map(self, score: str, window: int) -> tuple[str, PositionMap]:
+    def _position_map(self, score: str, window: int, reach: int | None) -> tuple[str, PositionMap]:
         where = self.positions or ("true" if score == "mass" else "packed")
         if where not in ("true", "packed"):
             raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of true, packed")
-        return where, WindowPositions(window) if where == "true" else PackedPositions()
+        return where, WindowPositions(window, reach) if where == "true" else PackedPositions()

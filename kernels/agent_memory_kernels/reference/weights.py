@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scan import BLOCKS_AT_ONCE, FINE, in_15_bits, multiply_in_parts
+from .scan import FINE, in_15_bits, multiply_in_parts
 
 LOGITS_HELD = 1 << 18
 """Logits held at most, so that they stay in a CPU's cache until their weights are known."""
 
-BLOCKS_WIDENED = 64
-"""Blocks whose keys are widened to fp32 at a time, so that they stay in a CPU's cache until they are multiplied."""
+KEYS_WIDENED = 2048
+"""Keys widened to fp32 at a time, so that they stay in a CPU's cache until they are multiplied."""
+
+KEYS_AT_ONCE = 4096
+"""Keys in one product of integers at most. Few shapes, since a CPU keeps a compiled kernel for each one it has seen."""
 
 LARGEST = 69.0
 """Of a logit above its reference, that thousands of weights can be added up in fp32."""
@@ -91,7 +94,7 @@ def _integer_logits(spans: Sequence[Span], scale: float, out: Tensor) -> None:
     for span, columns in zip(spans, planes, strict=True):
         for head, (codes, _) in enumerate(span.keys):
             flat = codes.flatten(0, 1)
-            multiply_in_parts(flat, columns[head], products[head, at : at + len(flat)], BLOCKS_AT_ONCE * codes.shape[1])
+            multiply_in_parts(flat, columns[head], products[head, at : at + len(flat)], KEYS_AT_ONCE)
         at += len(flat)
     together = torch.zeros((heads, width, rows), device=out.device)
     steps = torch.diag_embed(unit * (scale / FINE))
@@ -129,7 +132,7 @@ def _widened_weights(
     before = torch.zeros_like(reference) if offset is None else offset
     added = before - reference if softcap is None else before
     few = len(queries) < codes.shape[2]  # then fewer logits than numbers of keys have to be multiplied by a step
-    step = min(BLOCKS_WIDENED, max(1, LOGITS_HELD // (codes.shape[1] * len(queries))))
+    step = max(1, min(KEYS_WIDENED, LOGITS_HELD // len(queries)) // codes.shape[1])
     for some, grid, logits in zip(codes.split(step), steps.split(step), out.split(step * codes.shape[1]), strict=True):
         if few:
             torch.mm(some.float().flatten(0, 1), columns, out=logits)

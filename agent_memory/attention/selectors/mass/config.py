@@ -1,0 +1,64 @@
+"""How ``recall`` chooses by attention mass, and which distances keys are scored at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ....errors import ConfigError
+from ....memory.cluster_tables import MEMBERS
+from ....memory.clusters import STEP_TOKENS
+from ....types import BLOCK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class MassConfig:
+    """How ``recall`` chooses.
+
+    Attributes:
+        tokens: recalled tokens of each choice of a KV head; a multiple of 32.
+        blocks: Blocks they are taken from at most, those with the largest mass: so many have to be brought from a slower Tier.
+        window: a timeline of so many tokens is scored at true distances throughout.
+        reach: of a longer one, as many tokens before a query, its own with them.
+        estimate_unread: attend to the mean values of parts that are scored at their true distance and not read, too.
+        probes: clusters of like keys beyond ``reach`` that each choice of a KV head looks into; 0 scores every key.
+    """
+
+    tokens: int
+    blocks: int
+    window: int
+    reach: int
+    estimate_unread: bool = True
+    probes: int = 0
+
+    @property
+    def period(self) -> int:
+        """Rotated keys count their positions from multiples of this: a power of two of at least ``window`` tokens."""
+        return 1 << max(self.window - 1, BLOCK_TOKENS).bit_length()
+
+    @property
+    def behind(self) -> int:
+        """Newest tokens that are in no cluster: those within ``reach``, and so many more that how a text is cut into forwards makes no
+        difference."""
+        return -(-self.reach // STEP_TOKENS) * STEP_TOKENS
+
+    @property
+    def fewest(self) -> int:
+        """Tokens in clusters from which on they are looked up there; of fewer most would be looked at anyway."""
+        return 2 * self.probes * MEMBERS
+
+    def first(self, last: Tensor) -> Tensor:
+        """The first Block that is scored at its true distance from queries up to tokens ``last``."""
+        first = (last - self.reach + 1 + BLOCK_TOKENS).clamp(min=0).masked_fill(last < self.window, 0)
+        return first.div(BLOCK_TOKENS, rounding_mode="floor")
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for what cannot be."""
+        if self.probes < 0:
+            raise ConfigError(f"recall: probes={self.probes} cannot be used; it must be 0, which scores every key, or more")
+        if self.blocks * BLOCK_TOKENS < self.tokens:
+            raise ConfigError(
+                f"recall: blocks={self.blocks} cannot be used; it must be at least {self.tokens // BLOCK_TOKENS}, which hold the "
+                f"{self.tokens} recalled tokens of the attended set"
+            )

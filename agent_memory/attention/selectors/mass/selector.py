@@ -1,0 +1,218 @@
+"""``recall``, the default rule: each KV head reads the tokens that hold most of its query heads' attention.
+
+Knows 8-bit keys of a layer; reads no Block. What is scored is attention mass: the softmax weight of a key, at the distance at which it
+stands when it is attended. Keys within ``reach`` of a query stand at their true distance, so that what is scored is what full attention
+would give them; keys further away are scored as if all of them stood at its end, as InfLLM does with everything outside its window (arXiv
+2402.04617, section 3.2). What is not read within ``reach`` still takes part: each part of a Block (4 tokens with like keys) as the mean of
+its values, with the mass of those of its tokens that are not read. That is the mean value of SparQ (arXiv 2312.04985, section 3), for many
+small parts instead of one, as the estimation zone of RetroInfer (arXiv 2505.02922, section 4) does for clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from agent_memory_kernels import Operations
+
+from ....memory.clusters import STEP_TOKENS, LayerClusters
+from ....memory.layer_kv import Keeps, LayerKV
+from ....memory.parts import PARTS
+from ....types import BLOCK_TOKENS
+from ...region import Attention
+from ..base import Ask, Selection
+from .config import MassConfig
+from .lookup import Found, look_up
+from .scan import Scan
+
+EMPTY = float("-inf")
+
+TINIEST = 1e-38
+"""So much above 0 that it can be divided by."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What there is to choose from, for some groups.
+
+    Attributes:
+        blocks: bool ``[g, n]``: Blocks with tokens that may be chosen.
+        tokens: bool ``[g, n' * 32]``: tokens that may be, of the Blocks that are scanned.
+        estimated: bool ``[g, n'']``: Blocks of whose parts means may stand for what is not chosen, the last ones.
+    """
+
+    blocks: Tensor
+    tokens: Tensor
+    estimated: Tensor
+
+    def of(self, groups: slice) -> _Field:
+        """Of some of the groups."""
+        return _Field(self.blocks[groups], self.tokens[groups], self.estimated[groups])
+
+
+class MassSelector:
+    """Chooses tokens by :class:`MassConfig`, for each KV head its own."""
+
+    def __init__(self, config: MassConfig, ops: Operations) -> None:
+        self.config, self._ops = config, ops
+        clusters_from = STEP_TOKENS if config.probes else None
+        self.keeps = Keeps(
+            distances=config.period, parts=config.estimate_unread, clusters_from=clusters_from, clusters_behind=config.behind
+        )
+
+    def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
+        """Choose for groups of queries."""
+        return [self._select(ask, scaling, layer) for ask in asks]
+
+    def _select(self, ask: Ask, scaling: float, layer: LayerKV) -> Selection:
+        candidates = ask.bounds.candidates()
+        most = self.config.tokens // BLOCK_TOKENS
+        if int(candidates.sum(1).max()) <= most:
+            blocks = self._ops.select(_marked(candidates[:, None]), most)
+            return Selection(ask.bounds.tokens(blocks), not ask.bounds.lost.any(), "memory", 0, blocks=blocks)
+        first, count = self.config.first(ask.positions[:, -1]), candidates.shape[1]
+        clusters = self._clusters(layer, int(first.min()))
+        start = 0 if clusters is None else clusters.blocks
+        scan = Scan(self.config, self._ops, ask, scaling, layer, first, (start, count))
+        tokens = torch.arange(start * BLOCK_TOKENS, count * BLOCK_TOKENS, device=candidates.device)
+        allowed = candidates[:, start:].repeat_interleave(BLOCK_TOKENS, 1)
+        allowed = allowed & (tokens >= ask.bounds.first) & (tokens < ask.bounds.stops[:, None])
+        least = max(start, min(int(first.min()), count - 1))
+        field = _Field(candidates, allowed, torch.arange(least, count, device=candidates.device) >= first[:, None])
+        found = [self._choose(scan, heads, groups, field.of(groups), layer, clusters) for heads, groups in scan.pieces]
+        chosen, attention, looked = zip(*found, strict=True)
+        scored = int(candidates[:, start:].sum()) * BLOCK_TOKENS * scan.heads + sum(looked)
+        unread = None
+        if self.config.estimate_unread:
+            unread = Attention(*(_joined(parts, scan.pieces) for parts in zip(*attention, strict=True)))
+        return Selection(_joined(chosen, scan.pieces), False, "no", scored, unread=unread)
+
+    def _clusters(self, layer: LayerKV, first: int) -> LayerClusters | None:
+        """The layer's, if they are so many that keys are looked up there, and none of their keys stands at its true distance; while the
+        timeline fits the trained window, all do."""
+        clusters = layer.clusters
+        if clusters is None or not self.config.probes or clusters.blocks > first:
+            return None
+        return clusters if clusters.blocks * BLOCK_TOKENS >= self.config.fewest else None
+
+    def _choose(
+        self, scan: Scan, heads: slice, groups: slice, field: _Field, layer: LayerKV, clusters: LayerClusters | None
+    ) -> tuple[Tensor, tuple[Tensor, ...], int]:
+        """What some groups choose for some KV heads: tokens ``[s, g, tokens]``; attention ``[s, g, m, dv]`` to the rest and its
+        log-sum-exp ``[s, g, m]``, if that is wanted; and how many keys were scored in clusters."""
+        weights = scan.weights(heads, groups)
+        _keep(weights, field.tokens)
+        found = None
+        if clusters is not None and layer.summary is not None:
+            found = look_up(scan, clusters, layer.summary, heads, groups, field.blocks, self.config.probes)
+        chosen = self._best(weights, found, field, scan.start)
+        scored = 0 if found is None else found.scored
+        if not self.config.estimate_unread:
+            return chosen, (), scored
+        if layer.parts is None:
+            raise RuntimeError("this layer keeps no mean values")
+        _drop(weights, chosen - scan.start * BLOCK_TOKENS)
+        count, blocks = field.estimated.shape[1], (scan.count - field.estimated.shape[1], scan.count)
+        masses = _of_parts(weights[:, weights.shape[1] - count * BLOCK_TOKENS :], layer.parts.members(heads, *blocks))
+        _keep(masses, (field.estimated & field.blocks[:, scan.count - count :]).repeat_interleave(PARTS, 1))
+        near = scan.near[groups, heads].transpose(0, 1)
+        return chosen, _attended(masses, layer.parts.means(heads, *blocks), near), scored
+
+    def _best(self, weights: Tensor, found: Found | None, field: _Field, start: int) -> Tensor:
+        """The chosen tokens, int64 ``[s, g, tokens]`` ascending and padded with -1, by ``weights [s, n * 32, g, m]`` of those from Block
+        ``start`` on, and of those that were found."""
+        each = _each(weights, None if found is None else found.weights.sum(2) + found.others)
+        shares = _shares(weights, each)
+        by_block = shares.unflatten(2, (-1, BLOCK_TOKENS)).sum(-1)
+        allowed: Tensor = field.tokens
+        where = tokens = None
+        if found is not None:
+            theirs = (found.weights @ each[..., None])[..., 0]
+            where = found.tokens.clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
+            early = shares.new_zeros((*shares.shape[:2], start)).scatter_add_(2, where, theirs)
+            later = torch.arange(start * BLOCK_TOKENS, start * BLOCK_TOKENS + shares.shape[2], device=shares.device)
+            tokens = torch.cat([found.tokens, later.expand_as(shares)], 2)
+            by_block, shares = torch.cat([early, by_block], 2), torch.cat([theirs, shares], 2)
+            allowed = torch.cat([found.tokens >= 0, allowed.expand(len(where), -1, -1)], 2)
+        if self.config.blocks < by_block.shape[2]:
+            blocks = self._ops.select(by_block.masked_fill(~field.blocks, EMPTY), self.config.blocks)
+            among = _among(blocks, by_block.shape[2])
+            theirs = among[..., start:].repeat_interleave(BLOCK_TOKENS, 2)
+            allowed = allowed & (theirs if where is None else torch.cat([among.gather(2, where), theirs], 2))
+        places = self._ops.select(shares.masked_fill(~allowed, EMPTY), self.config.tokens)
+        if tokens is None:
+            return torch.where(places < 0, places, places + start * BLOCK_TOKENS)
+        return _ascending(tokens.gather(2, places.clamp(min=0)), places >= 0)
+
+
+def _ascending(tokens: Tensor, there: Tensor) -> Tensor:
+    """Tokens ``[..., n]`` that are ``there``, in order, the others -1 and last."""
+    none = torch.iinfo(tokens.dtype).max
+    ordered = tokens.masked_fill(~there, none).sort(-1).values
+    return ordered.masked_fill_(ordered == none, -1)
+
+
+def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> Tensor:
+    """Parts ``[s, g, ...]`` of all pieces, KV head by KV head, to ``[G, Hk, ...]``."""
+    by_head: dict[int, list[Tensor]] = {}
+    for part, (heads, _) in zip(parts, pieces, strict=True):
+        by_head.setdefault(heads.start, []).append(part)
+    return torch.cat([torch.cat(some, dim=1) for some in by_head.values()]).transpose(0, 1)
+
+
+def _keep(weights: Tensor, allowed: Tensor) -> None:
+    """Set ``weights [s, n, g, m]`` to 0 where not ``allowed [g, n]``, without touching those that all groups may have."""
+    some = (~allowed).any(0).nonzero()[:, 0]
+    if len(some):
+        weights[:, some] = weights[:, some] * allowed.T[some][..., None]
+
+
+def _drop(weights: Tensor, chosen: Tensor) -> None:
+    """Set ``weights [s, n, g, m]`` of the ``chosen [s, g, c]`` to 0; what is below 0 is not among them."""
+    heads, keys, groups, queries = weights.shape
+    head, group = (torch.arange(n, device=chosen.device) for n in (heads, groups))
+    rows = (chosen + keys * head[:, None, None]) * groups + group[:, None]
+    weights.view(-1, queries).index_fill_(0, rows[chosen >= 0], 0.0)
+
+
+def _each(weights: Tensor, others: Tensor | None) -> Tensor:
+    """fp32 ``[s, g, m]``: what a unit of weight of each query and query head counts, its mean share of all attention, what is attended
+    anyway included: of ``weights [s, n, g, m]``, and of ``others [s, g, m]``. A query that looks at its neighbours has little to say."""
+    total = 1 + weights.sum(1)
+    return 1 / ((total if others is None else total + others) * weights.shape[3])
+
+
+def _shares(weights: Tensor, each: Tensor) -> Tensor:
+    """Shares of all attention that keys of ``weights [s, n, g, m]`` hold, fp32 ``[s, g, n]``."""
+    shares: Tensor = torch.matmul(weights.transpose(1, 2), each[..., None])[..., 0]
+    return shares
+
+
+def _of_parts(weights: Tensor, members: Tensor) -> Tensor:
+    """Masses ``[s, parts, g, m]`` of parts with ``members [s, parts, 4]`` by ``weights [s, n, g, m]``."""
+    heads, keys, *rest = weights.shape
+    numbers = members + keys * torch.arange(heads, device=members.device)[:, None, None]
+    return embedding_bag(numbers.flatten(0, 1), weights.reshape(heads * keys, -1), mode="sum").view(heads, -1, *rest)
+
+
+def _attended(masses: Tensor, values: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention ``[s, g, m, dv]`` to ``values [s, n, dv]`` by ``masses [s, n, g, m]`` relative to ``near [s, g, m]``, and its
+    log-sum-exp."""
+    total = masses.sum(1)
+    out = (masses.flatten(2).transpose(1, 2) @ values).unflatten(1, total.shape[1:]) / total.clamp(min=TINIEST)[..., None]
+    return out, total.log() + near
+
+
+def _among(chosen: Tensor, count: int) -> Tensor:
+    """Bool ``[..., count]``: which numbers are among ``chosen [..., c]``, padded with -1."""
+    marks = torch.zeros((*chosen.shape[:-1], count + 1), dtype=torch.bool, device=chosen.device)
+    return marks.scatter_(-1, chosen.masked_fill(chosen < 0, count), True)[..., :count]
+
+
+def _marked(candidates: Tensor) -> Tensor:
+    """fp32 scores that are the same for all candidates, and -inf for the others."""
+    return candidates.float().masked_fill(~candidates, EMPTY)
