@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessorList
 
 from agent_memory.attention.selectors import Ask, MassConfig, MassSelector, Selection
-from agent_memory.attention.selectors.mass.scan import Scan
+from agent_memory.attention.selectors.mass.scan import Scan, Scanned
 from agent_memory.evaluate.fidelity.asking import ForcedTokens, encoder
 from agent_memory.evaluate.fidelity.documents import Question
 from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
@@ -91,8 +91,9 @@ class Compared(MassSelector):
 
     def _shares(self, one: Ask, scaling: float, layer: LayerKV) -> Tensor:
         """Share of attention of every token, ``[G, Hk, n]``."""
-        count = one.bounds.candidates().shape[1]
-        scan = Scan(self.config, operations(), one, scaling, layer, self.config.first(one.positions[:, -1]), (0, count))
+        first = self.config.first(one.positions[:, -1])
+        scanned = Scanned(0, one.bounds.candidates.shape[1], first, int(first.min()), int(first.max()))
+        scan = Scan(self.config, operations(), one, scaling, layer, scanned)
         found = [_piece(scan, heads, groups) for heads, groups in scan.pieces]
         by_head: dict[int, list[Tensor]] = defaultdict(list)
         for (heads, _), part in zip(scan.pieces, found, strict=True):

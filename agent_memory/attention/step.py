@@ -40,25 +40,56 @@ from .shares import AttentionShares
 from .trace import Trace
 
 
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """Groups of queries of one piece, one ``group`` apart.
+class _Place:
+    """Where the groups of a piece stand, one ``group`` apart: the same at every layer of a step, and worked out at the first.
 
     Attributes:
-        queries: ``[G, H, T, d]``: the last ``T`` of each group's ``length`` tokens ask.
-        voters: the queries that are heard, those asking last.
-        first: the first of them.
+        first: the first token.
         length: tokens of each group that exist.
         stop: the token after the last of them.
+        count: groups.
         bounds: what they may choose from.
+        asking: int64 ``[G, T]``, the tokens that ask.
+        tokens: int64 ``[G, 1, n]``, what they attend to whatever they choose: sink, local and own tokens.
+    """
+
+    def __init__(self, piece: Piece, sizes: Sizes, kv: SessionKV) -> None:
+        group = sizes.group
+        self.first, self.stop = piece.start - piece.start % group, piece.stop
+        self.count = max(1, (piece.stop - piece.start) // group)
+        self.length = piece.stop - (self.count - 1) * group - self.first
+        starts = self.first + torch.arange(self.count, device=kv.device) * group
+        self.bounds = Bounds(sizes.sink, starts - sizes.local, kv.lost, kv.layout.block_tokens)
+        near = self.bounds.stops[:, None] + torch.arange(sizes.local + self.length, device=kv.device)
+        self.asking = near[:, near.shape[1] - (piece.stop - piece.start) // self.count :]
+        self.tokens = torch.cat([torch.arange(sizes.sink, device=kv.device).expand(self.count, -1), near], 1)[:, None]
+        self._regions: list[Region] | None = None
+
+    def regions(self, positions: PositionMap, near: Attended) -> list[Region]:
+        """What they attend to whatever they choose, where it stands, which depends on the tokens alone."""
+        if self._regions is None:
+            self._regions = positions.regions(near)
+            return self._regions
+        spans = [slice(region.first, region.first + region.keys.shape[2]) for region in self._regions]
+        return [
+            replace(region, keys=near.keys[:, :, span], values=near.values[:, :, span])
+            for region, span in zip(self._regions, spans, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Groups of queries of one piece.
+
+    Attributes:
+        queries: ``[G, H, T, d]``: the last ``T`` of each group's tokens ask.
+        voters: the queries that are heard, those asking last.
+        place: where they stand.
     """
 
     queries: Tensor
     voters: Tensor
-    first: int
-    length: int
-    stop: int
-    bounds: Bounds
+    place: _Place
 
 
 class _Near:
@@ -75,7 +106,7 @@ class _Near:
     @cached_property
     def regions(self) -> list[Region]:
         """They, where they stand."""
-        return self._step.method.positions.regions(self.attended)
+        return self._groups.place.regions(self._step.method.positions, self.attended)
 
     @cached_property
     def attention(self) -> Attention:
@@ -123,6 +154,7 @@ class MemoryStep:
         self._settled = settled if settled is not None else self.stop if trace is None else since
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
+        self._places: dict[int, _Place] = {}
         self._room = torch.empty(0)
         self.pieces = cut(self.start, self.stop, method.attended, group, since)
 
@@ -251,7 +283,7 @@ class MemoryStep:
                 out = self._join(rule, one, near, selection, sizes)
             else:
                 attended = self._attended(rule, one, selection, sizes)
-                out = self._attend(rule, one.queries, attended, self.method.positions, (one.first, one.stop), selection.unread)
+                out = self._attend(rule, one.queries, attended, self.method.positions, (one.place.first, one.place.stop), selection.unread)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
 
@@ -262,24 +294,22 @@ class MemoryStep:
             parts.append(self._recalled(rule, groups, chosen, sizes))
             offset = near.attended.tokens.shape[-1]
             regions += [replace(region, first=region.first + offset) for region in self.method.positions.regions(parts[1])]
-        self._count_attended(groups.queries, regions, groups.first)
-        if self._shares is not None and groups.stop == self.stop:
+        self._count_attended(groups.queries, regions, groups.place.first)
+        if self._shares is not None and groups.place.stop == self.stop:
             return self._attend_and_share(rule, groups.queries, parts, regions, chosen.unread, self._shares)
         others = [near.attention, *([] if chosen.unread is None else [chosen.unread])]
         return attend(groups.queries, regions[len(near.regions) :], self.rotary, rule, self.ops, others)
 
     def _groups(self, layer: int, piece: Piece, q: Tensor, sizes: Sizes) -> _Groups:
         """The groups of a piece, and who is heard when they choose."""
-        group = sizes.group
-        first = piece.start - piece.start % group
-        count = max(1, (piece.stop - piece.start) // group)
-        asked = q.reshape(q.shape[0], count, -1, q.shape[-1]).transpose(0, 1)
+        place = self._places.get(piece.start)
+        if place is None:
+            place = self._places[piece.start] = _Place(piece, sizes, self.kv)
+        asked = q.reshape(q.shape[0], place.count, -1, q.shape[-1]).transpose(0, 1)
         # Whole groups listen to nobody before them: what is kept must not depend on where a forward began.
-        voters = asked if piece.stop - piece.start >= group else self.recent.extend(layer, q, piece.start)[None]
+        voters = asked if piece.stop - piece.start >= sizes.group else self.recent.extend(layer, q, piece.start)[None]
         self.recent.keep(layer, q if voters is asked else voters[0], piece.stop)
-        starts = first + torch.arange(count, device=q.device) * group
-        bounds = Bounds(sizes.sink, starts - sizes.local, self.kv.lost, self.kv.layout.block_tokens)
-        return _Groups(asked, voters, first, piece.stop - (count - 1) * group - first, piece.stop, bounds)
+        return _Groups(asked, voters, place)
 
     def _nears(self, rule: LayerRule, groups: list[_Groups]) -> list[_Near]:
         if self.method.sizes is None:
@@ -289,41 +319,41 @@ class MemoryStep:
     def _choose(self, rule: LayerRule, groups: list[_Groups], layer: LayerKV, nears: list[_Near]) -> list[Selection]:
         """This layer's own choices, or those of the last layer that chose for the same groups."""
         if not self.method.chooses(rule.index):
-            return [self._chosen.get(one.first) or _nothing(one.queries) for one in groups]
+            return [self._chosen.get(one.place.first) or _nothing(one.queries) for one in groups]
         asks = [self._ask(rule, one, near, first=one is groups[0]) for one, near in zip(groups, nears, strict=True)]
         chosen = self.method.selector.select(asks, rule.scaling, layer)
         for one, selection in zip(groups, chosen, strict=True):
-            selection.check(one.bounds)
-            self._chosen[one.first] = replace(selection, unread=None)  # masses are of this layer's queries only
+            selection.check(one.place.bounds)
+            self._chosen[one.place.first] = replace(selection, unread=None)  # masses are of this layer's queries only
             self.kv.ahead.chosen(rule.index, selection.tokens)
             trace = self._traced(one)
             if trace is not None:
                 trace.lose(self.kv.lost)
-                trace.choose(selection, one.bounds.block)
+                trace.choose(selection, one.place.bounds.block)
         return chosen
 
     def _ask(self, rule: LayerRule, groups: _Groups, near: _Near, first: bool) -> Ask:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
         shared = 0 if first else groups.voters.shape[2] - asking
-        last = groups.bounds.stops + self.method.sizes.local + groups.length if self.method.sizes is not None else groups.bounds.stops
         return Ask(
             groups.voters,
             asking,
-            groups.bounds,
+            groups.place.bounds,
             shared,
             lambda x, positions: rotated(x, positions, self.rotary, rule.index),
-            last[:, None] - asking + torch.arange(asking, device=last.device),
+            groups.place.asking,
             rule.softcap,
             near.log_sum_exp,
         )
 
     def _traced(self, groups: _Groups) -> Trace | None:
-        return self._trace if groups.first >= self._since else None
+        return self._trace if groups.place.first >= self._since else None
 
     def near(self, rule: LayerRule, groups: _Groups, sizes: Sizes) -> Attended:
         """Sink, local and own tokens of groups of queries."""
-        return self._attended(rule, groups, _nothing(groups.queries), sizes)
+        kv = self._near_kv(self.kv.layers[rule.index], groups.place, sizes, 0)
+        return Attended(kv[0], kv[1], groups.place.tokens, groups.place.asking, sizes.sink)
 
     def _recalled(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
         """Only what groups of queries chose."""
@@ -331,9 +361,7 @@ class MemoryStep:
         count, recalled = chosen.tokens.shape[0], chosen.tokens.shape[2]
         kv = self._buffer((2, count, sink.shape[1], recalled, sink.shape[3]), sink)
         tokens = self._read(rule, groups, chosen, kv)
-        asking = groups.queries.shape[2]
-        queries = groups.bounds.stops[:, None] + torch.arange(sizes.local + groups.length, device=tokens.device)[None, -asking:]
-        return Attended(kv[0], kv[1], tokens, queries, recalled=recalled, before=sizes.sink)
+        return Attended(kv[0], kv[1], tokens, groups.place.asking, recalled=recalled, before=sizes.sink)
 
     def _buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Memory for what is recalled, the same for every layer: fresh pages cost more than what is written to them."""
@@ -352,21 +380,20 @@ class MemoryStep:
 
     def _attended(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
         """Sink, selected, local and own tokens of groups of queries."""
-        layer, device = self.kv.layers[rule.index], groups.queries.device
-        count, _, asking, _ = groups.queries.shape
         scope, recalled = chosen.tokens.shape[1:]
-        width, near_from = sizes.local + groups.length, sizes.sink + recalled
-        kv = layer.sink.new_empty((2, count, layer.sink.shape[1], near_from + width, layer.sink.shape[3]))
+        kv = self._near_kv(self.kv.layers[rule.index], groups.place, sizes, recalled)
+        tokens = self._read(rule, groups, chosen, kv[:, :, :, sizes.sink : sizes.sink + recalled]) if recalled else chosen.tokens
+        sink, near = groups.place.tokens.expand(-1, scope, -1).tensor_split((sizes.sink,), dim=2)
+        return Attended(kv[0], kv[1], torch.cat([sink, tokens, near], 2), groups.place.asking, sizes.sink, recalled)
+
+    @staticmethod
+    def _near_kv(layer: LayerKV, place: _Place, sizes: Sizes, recalled: int) -> Tensor:
+        """Keys and values ``[2, G, Hk, n, d]`` of sink, local and own tokens, with room for recalled ones after the sink."""
+        width, near_from = sizes.local + place.length, sizes.sink + recalled
+        kv = layer.sink.new_empty((2, place.count, layer.sink.shape[1], near_from + width, layer.sink.shape[3]))
         kv[:, :, :, : sizes.sink] = layer.sink[:, None]
-        kv[0, :, :, near_from:], kv[1, :, :, near_from:] = layer.window.spans(groups.first - sizes.local, sizes.group, count, width)
-        tokens = self._read(rule, groups, chosen, kv[:, :, :, sizes.sink : near_from]) if recalled else chosen.tokens
-        near = groups.bounds.stops[:, None] + torch.arange(width, device=device)
-        tokens = torch.cat([torch.arange(sizes.sink, device=device).expand(count, scope, -1), tokens, _spread(near, scope)], 2)
-        return Attended(kv[0], kv[1], tokens, near[:, -asking:], sizes.sink, recalled)
-
-
-def _spread(tokens: Tensor, scope: int) -> Tensor:
-    return tokens[:, None].expand(-1, scope, -1)
+        kv[0, :, :, near_from:], kv[1, :, :, near_from:] = layer.window.spans(place.first - sizes.local, sizes.group, place.count, width)
+        return kv
 
 
 def _nothing(queries: Tensor) -> Selection:

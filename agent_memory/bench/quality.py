@@ -80,7 +80,7 @@ class Watched:
 
 def attention(ask: Ask, scaling: float, layer: LayerKV) -> Tensor:
     """Share of attention of each Block ``[G, blocks]``, over every key a group may choose from, averaged over the heads that ask."""
-    candidates = ask.bounds.candidates()
+    candidates = ask.bounds.candidates
     keys = torch.cat([layer.read_keys(part)[0] for part in torch.arange(candidates.shape[1]).split(512)]).transpose(0, 1).flatten(1, 2)
     rows = by_kv_head(ask.queries[:, :, -ask.asking :], keys.shape[0])
     scores = torch.einsum("ghmd,hnd->ghmn", rows, keys) * scaling

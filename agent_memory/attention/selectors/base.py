@@ -5,9 +5,10 @@ Knows token indices, Blocks and summaries; does not know positions, values or Ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,24 +20,30 @@ from ...types import Certificate
 from ..region import Attention
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bounds:
-    """Which tokens a Selector may choose from.
+    """Which tokens a Selector may choose from; the same ones for all layers of a step.
 
     Attributes:
         first: tokens before it are the sink, attended anyway.
         stops: int64 ``[G]``; a group's choice ends where its local tokens begin.
         lost: bool ``[blocks]``; Blocks that cannot be trusted.
         block: tokens in a Block.
+        notes: what a Selector works out of the bounds and of where the queries stand, kept for the next layers.
     """
 
     first: int
     stops: Tensor
     lost: np.ndarray
     block: int
+    notes: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
     def candidates(self) -> Tensor:
-        """Bool ``[G, blocks]``: Blocks with a token in ``[first, stop)`` that are not lost."""
+        """Bool ``[G, blocks]``: Blocks with a token in ``[first, stop)`` that were not lost when this was first asked for.
+
+        What one layer of a step finds damaged is masked when the next one reads it.
+        """
         count = -(-int(self.stops.max()) // self.block)
         start = torch.arange(count, device=self.stops.device) * self.block
         lost = torch.from_numpy(self.lost[:count]).to(self.stops.device)

@@ -138,7 +138,7 @@ class MassStep(MemoryStep):
             groups = [self._groups(rule.index, self.pieces[at], parts[at], self.method.sizes) for at in asking]
             chosen = self._choose(rule, groups, self.kv.layers[rule.index], self._nears(rule, groups))
             for at, one, selection in zip(asking, groups, chosen, strict=True):
-                self._count(rule.index, weights[at], selection, self.method.sizes, one.bounds.stops)
+                self._count(rule.index, weights[at], selection, self.method.sizes, one.place.bounds.stops)
         return torch.cat([self._outputs(rule.index, one) for one in weights]).to(v.dtype)
 
     def _count(self, layer: int, weights: Tensor, selection: Selection, sizes: Sizes, stops: Tensor) -> None:

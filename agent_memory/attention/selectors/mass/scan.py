@@ -5,6 +5,8 @@ Knows at which distance each key is scored; does not know what is chosen by its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,25 +24,40 @@ WEIGHTS_HELD = 1 << 20
 """Weights held at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """Which keys a scan looks at, and where.
+
+    Attributes:
+        start, stop: Blocks ``[start, stop)``.
+        first: int64 ``[G]``: the first Block that is scored at its true distance, seen from the last query of each group.
+        nearest, farthest: the least and the largest of them.
+    """
+
+    start: int
+    stop: int
+    first: Tensor
+    nearest: int
+    farthest: int
+
+
 class Scan:
     """Weights of every key from Block ``start`` on, some KV heads and groups at a time, so that they stay in a CPU's cache.
 
     Attributes:
         ask: whose queries they are.
         near: fp32 ``[G, Hk, m]``: log-sum-exp of what is attended anyway, which weights are relative to.
-        first: int64 ``[G]``: the first Block that is scored at its true distance, seen from the last query of the group.
+        first: see :class:`Scanned`.
         start, count: Blocks ``[start, count)`` are scanned.
         heads: KV heads.
         pieces: KV heads and groups that are looked at together: all of them, or one head and some groups.
     """
 
-    def __init__(
-        self, config: MassConfig, ops: Operations, ask: Ask, scaling: float, layer: LayerKV, first: Tensor, span: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: MassConfig, ops: Operations, ask: Ask, scaling: float, layer: LayerKV, scanned: Scanned) -> None:
         if ask.near is None or layer.summary is None or layer.rotated_keys is None:
             raise RuntimeError("this layer keeps no keys to choose by, or the ask does not know what is attended anyway")
-        self.ask, self.near, self.first, self._ops, self.scaling = ask, ask.near(), first, ops, scaling
-        self._summary, self._rotated, (self.start, self.count) = layer.summary, layer.rotated_keys, span
+        self.ask, self.near, self.first, self._ops, self.scaling = ask, ask.near(), scanned.first, ops, scaling
+        self._summary, self._rotated, self.start, self.count = layer.summary, layer.rotated_keys, scanned.start, scanned.stop
         groups, self.heads, rows = self.near.shape
         self.few = rows <= FEW
         together = max(1, WEIGHTS_HELD // ((self.count - self.start) * BLOCK_TOKENS * rows))
@@ -51,13 +68,13 @@ class Scan:
             for at in range(0, groups, together)
         ]
         queries = ask.queries[:, :, -ask.asking :]
-        least = max(self.start, min(int(first.min()), self.count))
+        least = max(self.start, min(scanned.nearest, self.count))
         self._true = [
             (start, stop, by_kv_head(ask.rotated(queries, (ask.positions - origin).clamp(min=0)), self.heads))
             for start, stop, origin in _periods(least, self.count, layer.rotated_keys.period)
         ]
         self._far = None
-        if int(first.max()) > 0:
+        if scanned.farthest > 0:
             self._far = by_kv_head(ask.rotated(queries, torch.full_like(ask.positions, config.reach - 1)), self.heads)
 
     def weights(self, heads: slice, groups: slice) -> Tensor:

@@ -10,8 +10,9 @@ small parts instead of one, as the estimation zone of RetroInfer (arXiv 2505.029
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ from ....memory.layer_kv import Keeps, LayerKV
 from ....memory.parts import PARTS
 from ....types import BLOCK_TOKENS
 from ...region import Attention
-from ..base import Ask, Selection
+from ..base import Ask, Bounds, Selection
 from .config import MassConfig
 from .lookup import Found, look_up
-from .scan import Scan
+from .scan import Scan, Scanned
 
 EMPTY = float("-inf")
+
+T = TypeVar("T")
 
 TINIEST = 1e-38
 """So much above 0 that it can be divided by."""
@@ -42,16 +45,22 @@ class _Field:
     Attributes:
         blocks: bool ``[g, n]``: Blocks with tokens that may be chosen.
         tokens: bool ``[g, n' * 32]``: tokens that may be, of the Blocks that are scanned.
-        estimated: bool ``[g, n'']``: Blocks of whose parts means may stand for what is not chosen, the last ones.
+        hidden: int64: of those, the ones that some group may not choose.
+        parts: bool ``[g, n'' * 8]``: parts of the last Blocks whose means may stand for what is not chosen.
+        unestimated: int64: of those, the ones that some group may not have.
+        scanned: scores that the scan of one KV head makes, over all groups.
     """
 
     blocks: Tensor
     tokens: Tensor
-    estimated: Tensor
+    hidden: Tensor
+    parts: Tensor
+    unestimated: Tensor
+    scanned: int
 
     def of(self, groups: slice) -> _Field:
         """Of some of the groups."""
-        return _Field(self.blocks[groups], self.tokens[groups], self.estimated[groups])
+        return replace(self, blocks=self.blocks[groups], tokens=self.tokens[groups], parts=self.parts[groups])
 
 
 class MassSelector:
@@ -69,23 +78,19 @@ class MassSelector:
         return [self._select(ask, scaling, layer) for ask in asks]
 
     def _select(self, ask: Ask, scaling: float, layer: LayerKV) -> Selection:
-        candidates = ask.bounds.candidates()
-        most = self.config.tokens // BLOCK_TOKENS
-        if int(candidates.sum(1).max()) <= most:
-            blocks = self._ops.select(_marked(candidates[:, None]), most)
-            return Selection(ask.bounds.tokens(blocks), not ask.bounds.lost.any(), "memory", 0, blocks=blocks)
-        first, count = self.config.first(ask.positions[:, -1]), candidates.shape[1]
-        clusters = self._clusters(layer, int(first.min()))
+        bounds, most = ask.bounds, self.config.tokens // BLOCK_TOKENS
+        if _noted(bounds, "candidates", lambda: int(bounds.candidates.sum(1).max())) <= most:
+            blocks = self._ops.select(_marked(bounds.candidates[:, None]), most)
+            return Selection(bounds.tokens(blocks), not bounds.lost.any(), "memory", 0, blocks=blocks)
+        first = _noted(bounds, (self.config, "first"), lambda: self.config.first(ask.positions[:, -1]))
+        nearest, farthest = _noted(bounds, (self.config, "edges"), lambda: (int(first.min()), int(first.max())))
+        clusters = self._clusters(layer, nearest)
         start = 0 if clusters is None else clusters.blocks
-        scan = Scan(self.config, self._ops, ask, scaling, layer, first, (start, count))
-        tokens = torch.arange(start * BLOCK_TOKENS, count * BLOCK_TOKENS, device=candidates.device)
-        allowed = candidates[:, start:].repeat_interleave(BLOCK_TOKENS, 1)
-        allowed = allowed & (tokens >= ask.bounds.first) & (tokens < ask.bounds.stops[:, None])
-        least = max(start, min(int(first.min()), count - 1))
-        field = _Field(candidates, allowed, torch.arange(least, count, device=candidates.device) >= first[:, None])
+        field = _noted(bounds, (self.config, start), lambda: _field(bounds, first, nearest, start))
+        scan = Scan(self.config, self._ops, ask, scaling, layer, Scanned(start, field.blocks.shape[1], first, nearest, farthest))
         found = [self._choose(scan, heads, groups, field.of(groups), layer, clusters) for heads, groups in scan.pieces]
         chosen, attention, looked = zip(*found, strict=True)
-        scored = int(candidates[:, start:].sum()) * BLOCK_TOKENS * scan.heads + sum(looked)
+        scored = field.scanned * scan.heads + sum(looked)
         unread = None
         if self.config.estimate_unread:
             unread = Attention(*(_joined(parts, scan.pieces) for parts in zip(*attention, strict=True)))
@@ -105,7 +110,7 @@ class MassSelector:
         """What some groups choose for some KV heads: tokens ``[s, g, tokens]``; attention ``[s, g, m, dv]`` to the rest and its
         log-sum-exp ``[s, g, m]``, if that is wanted; and how many keys were scored in clusters."""
         weights = scan.weights(heads, groups)
-        _keep(weights, field.tokens)
+        _keep(weights, field.tokens, field.hidden)
         found = None
         if clusters is not None and layer.summary is not None:
             found = look_up(scan, clusters, layer.summary, heads, groups, field.blocks, self.config.probes)
@@ -116,9 +121,10 @@ class MassSelector:
         if layer.parts is None:
             raise RuntimeError("this layer keeps no mean values")
         _drop(weights, chosen - scan.start * BLOCK_TOKENS)
-        count, blocks = field.estimated.shape[1], (scan.count - field.estimated.shape[1], scan.count)
+        count = field.parts.shape[1] // PARTS
+        blocks = scan.count - count, scan.count
         masses = _of_parts(weights[:, weights.shape[1] - count * BLOCK_TOKENS :], layer.parts.members(heads, *blocks))
-        _keep(masses, (field.estimated & field.blocks[:, scan.count - count :]).repeat_interleave(PARTS, 1))
+        _keep(masses, field.parts, field.unestimated)
         near = scan.near[groups, heads].transpose(0, 1)
         return chosen, _attended(masses, layer.parts.means(heads, *blocks), near), scored
 
@@ -164,9 +170,30 @@ def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> T
     return torch.cat([torch.cat(some, dim=1) for some in by_head.values()]).transpose(0, 1)
 
 
-def _keep(weights: Tensor, allowed: Tensor) -> None:
-    """Set ``weights [s, n, g, m]`` to 0 where not ``allowed [g, n]``, without touching those that all groups may have."""
-    some = (~allowed).any(0).nonzero()[:, 0]
+def _noted(bounds: Bounds, key: Hashable, make: Callable[[], T]) -> T:
+    """What was worked out for an earlier layer of the step, or is now."""
+    if key not in bounds.notes:
+        bounds.notes[key] = make()
+    found: T = bounds.notes[key]
+    return found
+
+
+def _field(bounds: Bounds, first: Tensor, nearest: int, start: int) -> _Field:
+    """What there is to choose from, where Blocks from ``start`` on are scanned, those from ``first`` on at their true distance."""
+    candidates = bounds.candidates
+    count = candidates.shape[1]
+    tokens = torch.arange(start * BLOCK_TOKENS, count * BLOCK_TOKENS, device=candidates.device)
+    allowed = candidates[:, start:].repeat_interleave(BLOCK_TOKENS, 1)
+    allowed = allowed & (tokens >= bounds.first) & (tokens < bounds.stops[:, None])
+    least = max(start, min(nearest, count - 1))
+    estimated = candidates[:, least:] & (torch.arange(least, count, device=candidates.device) >= first[:, None])
+    parts = estimated.repeat_interleave(PARTS, 1)
+    hidden, unestimated = ((~some).any(0).nonzero()[:, 0] for some in (allowed, parts))
+    return _Field(candidates, allowed, hidden, parts, unestimated, int(candidates[:, start:].sum()) * BLOCK_TOKENS)
+
+
+def _keep(weights: Tensor, allowed: Tensor, some: Tensor) -> None:
+    """Set ``weights [s, n, g, m]`` to 0 where not ``allowed [g, n]``, without touching others than ``some`` of the ``n``."""
     if len(some):
         weights[:, some] = weights[:, some] * allowed.T[some][..., None]
 

@@ -39,7 +39,7 @@ class RecallSelector:
         """Choose Blocks for groups of queries."""
         summary = _summary(layer)
         rows = [self._rows(ask, summary.kv_heads) for ask in asks]
-        candidates = [ask.bounds.candidates() for ask in asks]
+        candidates = [ask.bounds.candidates for ask in asks]
         choices = [self._votes.all(allowed) for allowed in candidates]
         open_ = [at for at, choice in enumerate(choices) if choice is None]
         if open_:
