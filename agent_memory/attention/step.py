@@ -21,6 +21,7 @@ from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .pieces import Piece, cut
+from .place import Place
 from .positions import Attended, PositionMap, TruePositions, WindowPositions, true_but_split
 from .recent_queries import RecentQueries
 from .region import (
@@ -35,46 +36,9 @@ from .region import (
     rotated,
     with_sinks,
 )
-from .selectors import Ask, Bounds, Selection
+from .selectors import Ask, Selection
 from .shares import AttentionShares
 from .trace import Trace
-
-
-class _Place:
-    """Where the groups of a piece stand, one ``group`` apart: the same at every layer of a step, and worked out at the first.
-
-    Attributes:
-        first: the first token.
-        length: tokens of each group that exist.
-        stop: the token after the last of them.
-        count: groups.
-        bounds: what they may choose from.
-        asking: int64 ``[G, T]``, the tokens that ask.
-        tokens: int64 ``[G, 1, n]``, what they attend to whatever they choose: sink, local and own tokens.
-    """
-
-    def __init__(self, piece: Piece, sizes: Sizes, kv: SessionKV) -> None:
-        group = sizes.group
-        self.first, self.stop = piece.start - piece.start % group, piece.stop
-        self.count = max(1, (piece.stop - piece.start) // group)
-        self.length = piece.stop - (self.count - 1) * group - self.first
-        starts = self.first + torch.arange(self.count, device=kv.device) * group
-        self.bounds = Bounds(sizes.sink, starts - sizes.local, kv.lost, kv.layout.block_tokens)
-        near = self.bounds.stops[:, None] + torch.arange(sizes.local + self.length, device=kv.device)
-        self.asking = near[:, near.shape[1] - (piece.stop - piece.start) // self.count :]
-        self.tokens = torch.cat([torch.arange(sizes.sink, device=kv.device).expand(self.count, -1), near], 1)[:, None]
-        self._regions: list[Region] | None = None
-
-    def regions(self, positions: PositionMap, near: Attended) -> list[Region]:
-        """What they attend to whatever they choose, where it stands, which depends on the tokens alone."""
-        if self._regions is None:
-            self._regions = positions.regions(near)
-            return self._regions
-        spans = [slice(region.first, region.first + region.keys.shape[2]) for region in self._regions]
-        return [
-            replace(region, keys=near.keys[:, :, span], values=near.values[:, :, span])
-            for region, span in zip(self._regions, spans, strict=True)
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +53,7 @@ class _Groups:
 
     queries: Tensor
     voters: Tensor
-    place: _Place
+    place: Place
 
 
 class _Near:
@@ -154,7 +118,7 @@ class MemoryStep:
         self._settled = settled if settled is not None else self.stop if trace is None else since
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, Place] = {}
         self._room = torch.empty(0)
         self.pieces = cut(self.start, self.stop, method.attended, group, since)
 
@@ -304,7 +268,7 @@ class MemoryStep:
         """The groups of a piece, and who is heard when they choose."""
         place = self._places.get(piece.start)
         if place is None:
-            place = self._places[piece.start] = _Place(piece, sizes, self.kv)
+            place = self._places[piece.start] = Place(piece, sizes, self.kv)
         asked = q.reshape(q.shape[0], place.count, -1, q.shape[-1]).transpose(0, 1)
         # Whole groups listen to nobody before them: what is kept must not depend on where a forward began.
         voters = asked if piece.stop - piece.start >= sizes.group else self.recent.extend(layer, q, piece.start)[None]
@@ -387,7 +351,7 @@ class MemoryStep:
         return Attended(kv[0], kv[1], torch.cat([sink, tokens, near], 2), groups.place.asking, sizes.sink, recalled)
 
     @staticmethod
-    def _near_kv(layer: LayerKV, place: _Place, sizes: Sizes, recalled: int) -> Tensor:
+    def _near_kv(layer: LayerKV, place: Place, sizes: Sizes, recalled: int) -> Tensor:
         """Keys and values ``[2, G, Hk, n, d]`` of sink, local and own tokens, with room for recalled ones after the sink."""
         width, near_from = sizes.local + place.length, sizes.sink + recalled
         kv = layer.sink.new_empty((2, place.count, layer.sink.shape[1], near_from + width, layer.sink.shape[3]))
