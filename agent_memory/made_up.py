@@ -110,8 +110,19 @@ class MadeUpLayer:
 
     def decode(self, shares: AttentionShares | None = None) -> Tensor:
         """Append one token and attend to it, adding up the attention if asked to: ``[1, H, d]``."""
+        return self._attend(1, self.trace, shares)
+
+    def prefill(self, count: int) -> None:
+        """Append as many tokens in one forward, after those that are left of the last group, and forget them again."""
+        group = 1 if self.method.sizes is None else self.method.sizes.group
+        self.kv.truncate(self.kv.length - self.kv.length % group)
+        start = self.kv.length
+        self._attend(count, None, None)
+        self.kv.truncate(start)
+
+    def _attend(self, count: int, trace: Trace | None, shares: AttentionShares | None) -> Tensor:
         start, shape = self.kv.length, self.shape
-        span = (start, start + 1)
-        step = MemoryStep(self.kv, self.method, self._rotary, operations(), span, self._recent, self.trace, shares=shares)
-        q = torch.randn((shape.query_heads, 1, shape.head_dim), generator=self.generator).to(shape.device, shape.dtype)
-        return step.attend(LayerRule(0, shape.head_dim**-0.5), q, *self.made(1))
+        span = (start, start + count)
+        step = MemoryStep(self.kv, self.method, self._rotary, operations(), span, self._recent, trace, shares=shares)
+        q = torch.randn((shape.query_heads, count, shape.head_dim), generator=self.generator).to(shape.device, shape.dtype)
+        return step.attend(LayerRule(0, shape.head_dim**-0.5), q, *self.made(count))

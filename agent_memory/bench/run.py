@@ -21,6 +21,7 @@ import transformers
 
 from .compare import Progress, Ratio
 from .disk import appends
+from .far_keys import against_every_key, growth
 from .layer import attention_layer, certified_recall, summed_attention
 from .quality import recalled_mass
 from .session import attention_shares, flatness, heap, new_turn, reopening
@@ -39,6 +40,7 @@ class Options:
         short, long: tokens whose cost is compared.
         turn: tokens of the history a new turn is added to.
         quality: tokens of the history whose choices are compared.
+        far: tokens of the memories of one layer whose far keys are looked up: a window, two, and longer ones.
     """
 
     store: Path
@@ -49,6 +51,7 @@ class Options:
     turn: int = 8_000
     reopen: int = 200_000
     quality: int = 131_072
+    far: tuple[int, int, int, int] = (8_192, 16_384, 32_768, 65_536)
 
 
 Bench = Callable[[Options, Progress], Iterator[Ratio]]
@@ -62,9 +65,16 @@ BENCHES: dict[str, Bench] = {
     "append": lambda options, progress: appends(progress),
     "heap": lambda options, progress: heap(45_000, progress),
     "flat": lambda options, progress: flatness(options.store, options.short, options.long, progress),
+    "far": lambda options, progress: _far_keys(options, progress),
     "quality": lambda options, progress: recalled_mass(options.store, options.quality, progress),
 }
 """In the order they are run."""
+
+
+def _far_keys(options: Options, progress: Progress) -> Iterator[Ratio]:
+    yield from growth(options.far, progress)
+    for tokens in options.far[1:]:
+        yield from against_every_key(tokens, progress)
 
 
 def _shares(options: Options, progress: Progress) -> Iterator[Ratio]:

@@ -13,7 +13,7 @@ import torch
 from agent_memory.attention.shares import AttentionShares
 from agent_memory.attention.trace import Trace
 from agent_memory.bench import compare as timing
-from agent_memory.bench import disk, layer
+from agent_memory.bench import disk, far_keys, layer
 from agent_memory.bench.compare import Ratio, compare, counted
 from agent_memory.bench.layer import ALONE, LongProof, long_layer
 from agent_memory.bench.plot import draw_ratios
@@ -95,6 +95,21 @@ def test_the_layer_that_is_timed_attends_to_what_it_says() -> None:
     assert found is not None and found.sink + found.local + found.recalled.sum() == pytest.approx(1, abs=1e-5)
     packed, as_used = layer.dense(64, torch.float32)
     assert packed().numel() == as_used().numel()
+
+
+def test_what_is_read_to_choose_hardly_grows_with_the_memory() -> None:
+    two, eight = (far_keys.layer_of(windows * far_keys.WINDOW) for windows in (2, 8))
+    read = [far_keys.bytes_to_choose(layer) for layer in (two, eight)]
+    assert two.kv.length > 2 * far_keys.WINDOW and read[0] < read[1] < 1.5 * read[0]
+    assert read[1] < 0.25 * far_keys.bytes_to_choose(far_keys.layer_of(8 * far_keys.WINDOW, "recall:probes=0"))
+
+
+def test_a_prefill_that_is_timed_leaves_the_layer_as_it_was() -> None:
+    layer = far_keys.layer_of(9000)
+    layer.prefill(far_keys.PREFILLED)
+    assert layer.kv.length == 9000 - 9000 % 16
+    layer.prefill(far_keys.PREFILLED)
+    assert layer.kv.length == 9000 - 9000 % 16
 
 
 def test_what_is_compared_as_certified_finds_the_same() -> None:
