@@ -158,7 +158,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> dict[bool, list[dict[str, A
         missing = [at for at, key in keys.items() if tuple(key.values()) not in rows.rows]
         with tqdm(total=len(missing), unit="answer", disable=None) as bar:
             if missing:
-                with runtime.session(f"{args.tokens}-{args.keys}-{args.seed}") as session:
+                with runtime.session(f"{args.tokens}-{args.keys}-{args.seed}", reinterpret=True) as session:
                     fill(session, document, lambda done: bar.set_postfix_str(f"{done:,} tokens read", refresh=False))
                     for every, number in missing:
                         rows.keep(keys[every, number], answered(runtime, session, document.questions[number], every))  # type: ignore[arg-type]
