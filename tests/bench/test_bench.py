@@ -98,10 +98,9 @@ def test_the_layer_that_is_timed_attends_to_what_it_says() -> None:
 
 
 def test_what_is_read_to_choose_hardly_grows_with_the_memory() -> None:
-    two, eight = (far_keys.layer_of(windows * far_keys.WINDOW) for windows in (2, 8))
-    read = [far_keys.bytes_to_choose(layer) for layer in (two, eight)]
-    assert two.kv.length > 2 * far_keys.WINDOW and read[0] < read[1] < 1.5 * read[0]
-    assert read[1] < 0.25 * far_keys.bytes_to_choose(far_keys.layer_of(8 * far_keys.WINDOW, "recall:probes=0"))
+    two, four, eight = (far_keys.bytes_to_choose(far_keys.layer_of(windows * far_keys.WINDOW)) for windows in (2, 4, 8))
+    assert eight < 2 * two and four < eight < 1.2 * four
+    assert eight < 0.25 * far_keys.bytes_to_choose(far_keys.layer_of(8 * far_keys.WINDOW, "recall:probes=0"))
 
 
 def test_a_prefill_that_is_timed_leaves_the_layer_as_it_was() -> None:

@@ -27,7 +27,7 @@ BLOCKS_READ = 4
 MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes"})
 """Options of ``score=mass``, beside sizes."""
 
-PROBES = 32
+PROBES = 64
 """Clusters that a choice by mass looks into by default."""
 
 MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
