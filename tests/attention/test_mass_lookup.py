@@ -77,7 +77,7 @@ def test_few_clusters_hold_most_of_the_mass_at_a_fraction_of_the_cost() -> None:
     pointing = keys[:, wanted].repeat_interleave(HEADS // KV, 0)[None]
     queries = _unturned(pointing, REACH - 1)
     stops = [TOKENS - 16]
-    every, some = (choose(settings(probes), layer, queries, stops) for probes in (0, 4))
+    every, some = (choose(settings(probes), layer, queries, stops) for probes in (0, 8))  # a group looks into half of them
     for mine, theirs in zip(some.tokens[0], every.tokens[0], strict=True):
         assert bool((theirs < COVERED).any()) and torch.isin(theirs, mine).float().mean() > 0.9
     assert some.keys_scored < 0.55 * every.keys_scored
