@@ -78,6 +78,17 @@ def test_a_session_of_the_first_version_has_its_default(caplog: pytest.LogCaptur
     assert wide.sizes is not None and (wide.sizes.attended, wide.sizes.recalled, wide.sizes.sink) == (8192, 3584, 32)
 
 
+def test_a_session_of_before_there_was_a_reach_reaches_as_far_as_its_window(caplog: pytest.LogCaptureFixture) -> None:
+    written = "recall:score=mass:attended=512:local=64:group=16:blocks=52:positions=true:estimate_unread=true"
+    mine = make_method("recall:attended=512", 2048)
+    assert mine.spec is not None and ":reach=1024" in mine.spec and ":probes=64" in mine.spec
+    found = method_of("old", {"method": written, "window": 2048}, mine, 2048, make_method)
+    assert found.spec is not None and ":reach=2048" in found.spec and ":probes=0" in found.spec
+    assert "keeps the method" in caplog.text
+    combined = method_of("old", {"method": f"{written}+rerope", "window": 2048}, mine, 2048, make_method)
+    assert combined.spec is not None and ":reach=2048" in combined.spec and "+rerope" in combined.spec
+
+
 def test_every_option_is_written_down(runtime: Runtime) -> None:
     spec = what_is_recorded(runtime.method(0), 512, None)["method"]
     again = make_method(spec, 512, choosers=frozenset({2}))
