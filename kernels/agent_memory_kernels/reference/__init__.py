@@ -14,14 +14,15 @@ from .dense import (
     vote,
 )
 from .scan import BLOCKS_AT_ONCE, block_bounds, block_maxima
-from .weights import Span, key_weights
+from .weights import LARGEST, Span, key_weights
 
 __all__ = [
     "BLOCKS_AT_ONCE",
-    "Span",
     "EMPTY",
+    "LARGEST",
     "LEAST_SHARE",
     "RUN",
+    "Span",
     "attend",
     "attend_alone",
     "block_bounds",

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from agent_memory_kernels import Span
+from agent_memory_kernels.reference import LARGEST
 
 from ....memory.clusters import LayerClusters
 from ....memory.summary import LayerSummary
 from ....types import BLOCK_TOKENS
 from .scan import Scan
-
-LARGEST = 69.0
-"""Of a logit above its reference, that thousands of weights can be added up in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
