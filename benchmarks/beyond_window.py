@@ -27,7 +27,7 @@ from agent_memory.evaluate.fidelity.documents import Document, Question
 from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
 from agent_memory.evaluate.fidelity.runtimes import fill
 from agent_memory.evaluate.fidelity.scoring import right
-from agent_memory.evaluate.json_lines import JsonLines
+from agent_memory.evaluate.json_lines import Measured
 from agent_memory.evaluate.statistics import bootstrap_mean
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
@@ -79,27 +79,7 @@ def asked(runtime: Runtime, session: Session, questions: Sequence[Question]) -> 
     return sorted(found, key=lambda one: one["asked"])
 
 
-class Rows:
-    """What was measured, by document and way.
-
-    Args:
-        file: that keeps it.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        self._lines = JsonLines(file, self._take, "this is no row of beyond_window.py; move the file away")
-
-    def _take(self, row: Any) -> None:
-        self.rows[tuple(row["key"].values())] = row["outcomes"]
-
-    def keep(self, key: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
-        """Add a row."""
-        self.rows[tuple(key.values())] = outcomes
-        self._lines.add({"key": key, "outcomes": outcomes})
-
-
-def measure(args: argparse.Namespace, rows: Rows) -> list[tuple[str, list[list[dict[str, Any]]]]]:
+def measure(args: argparse.Namespace, rows: Measured) -> list[tuple[str, list[list[dict[str, Any]]]]]:
     """Outcomes of each way, document by document."""
     with tempfile.TemporaryDirectory() as folder, Runtime.load(args.model, store=folder) as runtime:
         encode, window = encoder(runtime), runtime.window
@@ -123,7 +103,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> list[tuple[str, list[list[d
         for number in range(args.documents)
         for way in all_ways
     }
-    missing = {at for at, key in keys.items() if tuple(key.values()) not in rows.rows}
+    missing = {at for at, key in keys.items() if key not in rows}
     with tqdm(total=len(missing), unit="row", disable=None) as bar:
         for number in range(args.documents):
             left = [way for way in all_ways if (way.name, number) in missing]
@@ -136,7 +116,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> list[tuple[str, list[list[d
                         with opened(args, folder, way.read, document, bar) as (runtime, session):
                             rows.keep(keys[way.name, number], asked(runtime, session, document.questions))  # type: ignore[arg-type]
                         bar.update()
-    return [(way.name, [rows.rows[tuple(keys[way.name, number].values())] for number in range(args.documents)]) for way in all_ways]
+    return [(way.name, [rows[keys[way.name, number]] for number in range(args.documents)]) for way in all_ways]
 
 
 def main() -> None:
@@ -152,7 +132,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     before = None
-    for name, outcomes in measure(args, Rows(RESULTS)):
+    for name, outcomes in measure(args, Measured(RESULTS, "outcomes", "this is no row of beyond_window.py; move the file away")):
         losses = np.array([[one["nll"] for one in document] for document in outcomes])
         total = sum(one["right"] for document in outcomes for one in document)
         line = f"{name:12} {total:3} of {losses.size} right, {losses.mean():.3f} nats an answer"

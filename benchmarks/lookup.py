@@ -29,7 +29,7 @@ from agent_memory.evaluate.fidelity.documents import Question
 from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
 from agent_memory.evaluate.fidelity.runtimes import fill
 from agent_memory.evaluate.fork import asked_on_a_fork
-from agent_memory.evaluate.json_lines import JsonLines
+from agent_memory.evaluate.json_lines import Measured
 from agent_memory.evaluate.statistics import bootstrap_mean
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.runtime import Runtime
@@ -107,22 +107,6 @@ def _piece(scan: Scan, heads: slice, groups: slice) -> Tensor:
     return (weights / (1 + weights.sum(1, keepdim=True))).mean(3).transpose(1, 2)
 
 
-class Rows:
-    """What was measured, by question and whether every key was scored."""
-
-    def __init__(self, file: Path) -> None:
-        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-        self._lines = JsonLines(file, self._take, "this is no row of lookup.py; move the file away")
-
-    def _take(self, row: Any) -> None:
-        self.rows[tuple(row["key"].values())] = row["found"]
-
-    def keep(self, key: dict[str, Any], found: dict[str, Any]) -> None:
-        """Add a row."""
-        self.rows[tuple(key.values())] = found
-        self._lines.add({"key": key, "found": found})
-
-
 def answered(runtime: Runtime, session: Session, question: Question, every: bool) -> dict[str, Any]:
     """Likelihood of the right answer, whether it is the likeliest throughout, and what the choices hold, beside those of every key."""
     ids, counted = question.tokens(encoder(runtime))
@@ -142,7 +126,7 @@ def answered(runtime: Runtime, session: Session, question: Question, every: bool
     return {"nll": round(nll, 4), "right": all(forced.greedy[counted:]), **ratios.to_dict()}
 
 
-def measure(args: argparse.Namespace, rows: Rows) -> dict[bool, list[dict[str, Any]]]:
+def measure(args: argparse.Namespace, rows: Measured) -> dict[bool, list[dict[str, Any]]]:
     """What comes out for each question, with clusters and with every key scored."""
     options: dict[str, Any] = {"method": args.method, "store": args.store, "budget": ROOM, "border": None, "attention_shares": False}
     with Runtime.load(args.model, **options) as runtime:
@@ -155,7 +139,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> dict[bool, list[dict[str, A
             for number in range(len(document.questions))
             for every in (False, True)
         }
-        missing = [at for at, key in keys.items() if tuple(key.values()) not in rows.rows]
+        missing = [at for at, key in keys.items() if key not in rows]
         with tqdm(total=len(missing), unit="answer", disable=None) as bar:
             if missing:
                 with runtime.session(f"{args.tokens}-{args.keys}-{args.seed}", reinterpret=True) as session:
@@ -163,7 +147,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> dict[bool, list[dict[str, A
                     for every, number in missing:
                         rows.keep(keys[every, number], answered(runtime, session, document.questions[number], every))  # type: ignore[arg-type]
                         bar.update()
-    return {every: [rows.rows[tuple(key.values())] for (other, _), key in keys.items() if other is every] for every in (False, True)}
+    return {every: [rows[key] for (other, _), key in keys.items() if other is every] for every in (False, True)}
 
 
 def tell(found: dict[bool, list[dict[str, Any]]]) -> None:
@@ -211,7 +195,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="folder of the memory, which is kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tell(measure(args, Rows(RESULTS)))
+    tell(measure(args, Measured(RESULTS, "found", "this is no row of lookup.py; move the file away")))
 
 
 if __name__ == "__main__":

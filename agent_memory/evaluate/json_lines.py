@@ -52,3 +52,31 @@ class JsonLines:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
+
+
+class Measured:
+    """What was measured, by what it is of, kept as lines ``{"key": {...}, field: ...}``.
+
+    Args:
+        file: where they are kept.
+        field: name of what was measured.
+        otherwise: see :class:`JsonLines`.
+    """
+
+    def __init__(self, file: Path, field: str, otherwise: str) -> None:
+        self._field, self._rows = field, dict[tuple[Any, ...], Any]()
+        self._lines = JsonLines(file, self._take, otherwise)
+
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        return tuple(key.values()) in self._rows
+
+    def __getitem__(self, key: Mapping[str, Any]) -> Any:
+        return self._rows[tuple(key.values())]
+
+    def keep(self, key: Mapping[str, Any], value: Any) -> None:
+        """Add a row."""
+        self._rows[tuple(key.values())] = value
+        self._lines.add({"key": dict(key), self._field: value})
+
+    def _take(self, row: Any) -> None:
+        self._rows[tuple(row["key"].values())] = row[self._field]
