@@ -15,7 +15,8 @@ from agent_memory_kernels import operations
 
 from .attention.methods import Method
 from .attention.recent_queries import RecentQueries
-from .attention.region import LayerRule, rotate_keys
+from .attention.region import LayerRule
+from .attention.rotation import rotate_keys
 from .attention.shares import AttentionShares
 from .attention.step import MemoryStep
 from .attention.trace import Trace
@@ -52,6 +53,7 @@ class _Rotary:
         angles = torch.outer(torch.arange(longest), inverse)
         both = torch.cat([angles, angles], dim=-1)
         self._cos, self._sin = (table[None].to(shape.device, shape.dtype) for table in (both.cos(), both.sin()))
+        self._halves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(shape.device, shape.dtype)
 
     def cos_sin(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self._cos[:, positions], self._sin[:, positions]
@@ -61,6 +63,9 @@ class _Rotary:
 
     def rotate(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return half_rotation(x, cos, sin)
+
+    def halves(self, layer: int, n: int) -> Tensor:
+        return self._halves[:n]
 
 
 class MadeUpLayer:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from .attention.methods import Method
-from .attention.region import rotate_keys
+from .attention.rotation import rotate_keys
 from .errors import ConfigError
 from .memory.cache import TieredCache
 from .memory.layer_kv import KVPlan

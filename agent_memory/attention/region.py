@@ -1,6 +1,6 @@
 """Attention as a list of at most three Regions, merged exactly by log-sum-exp (methods.md section 7).
 
-Knows keys, positions and rotation; does not know where keys come from or why they were chosen.
+Knows keys and positions; does not know where keys come from or why they were chosen.
 """
 
 from __future__ import annotations
@@ -8,28 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from agent_memory_kernels import Operations
 
-
-class Rotary(Protocol):
-    """The rotation of one attention layer, as its model does it."""
-
-    def cos_sin(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Pair for ``positions [n]``, each ``[1, n, r]``, made in one call."""
-        ...
-
-    def table(self, layer: int, n: int) -> tuple[Tensor, Tensor]:
-        """``cos_sin`` of positions 0 to n - 1, kept between calls."""
-        ...
-
-    def rotate(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate ``x [B, H, n, d]``."""
-        ...
+from .rotation import Turning
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +70,62 @@ class LayerRule:
     softcap: float | None = None
 
 
-def attend(
-    queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations, others: Sequence[Attention] = ()
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A Region as kernels take it: turned to its positions, rows of a GQA group query head by query head.
+
+    Attributes:
+        region: which one.
+        queries: ``[G, Hk, m, d]``.
+        keys: ``[G, Hk, n, d]``.
+        bias: fp32, broadcastable to ``[G, Hk, m, n]``; None where all keys are visible.
+    """
+
+    region: Region
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+
+
+def turned(queries: Tensor, regions: Sequence[Region], turning: Turning) -> list[Turned]:
+    """Regions, and ``queries [G, H, T, d]`` for each, turned to their positions. GQA pairing is ``h // g``."""
+    groups, heads, count, dim = queries.shape
+    turns = turning.turns([p for region in regions for p in (region.query_positions, region.key_positions)])
+    parts = []
+    for at, region in enumerate(regions):
+        kv_heads = region.keys.shape[1]
+        q = turning.turned(queries, turns[2 * at], ("queries", at))
+        if region.tau is not None:
+            q = q * _rows(region.tau, groups)[:, None, :, None].to(q.dtype)
+        q = q.reshape(groups, kv_heads, heads // kv_heads * count, dim)
+        k = turning.turned(region.keys, turns[2 * at + 1], ("keys", at))
+        parts.append(Turned(region, q, k, _bias(region.visible, heads // kv_heads)))
+    return parts
+
+
+def attend(queries: Tensor, parts: Sequence[Turned], rule: LayerRule, ops: Operations, others: Sequence[Attention] = ()) -> Tensor:
     """Attention of query groups over disjoint Regions.
 
     Args:
-        queries: ``[G, H, T, d]``, not rotated.
-        regions: up to three, disjoint for every query.
-        rotary: rotation of the model.
+        queries: ``[G, H, T, d]``.
+        parts: they, turned; up to three Regions, disjoint for every query.
         rule: the layer's scale, sinks and softcap.
         ops: kernel implementation.
         others: attention to keys that are in no Region.
 
     Returns:
-        ``[G, H, T, dv]``. GQA pairing is ``h // g``.
+        ``[G, H, T, dv]``.
     """
-    return _output(_parts(queries, regions, rotary, rule.index), queries, rule, ops, others)
+    if not others and len(parts) == 1 and rule.sinks is None and rule.softcap is None:
+        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].region.values, parts[0].bias, rule.scaling)
+    else:
+        out, _ = _merged(parts, rule, ops, others)
+    return out.reshape(*queries.shape[:3], -1)
 
 
-def attend_in_part(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> Attention:
-    """Attention of ``queries [G, H, T, d]`` to some of their keys; a layer's extra logits take no part in it yet."""
-    return Attention(*_merged(_parts(queries, regions, rotary, rule.index), replace(rule, sinks=None), ops))
+def attend_in_part(parts: Sequence[Turned], rule: LayerRule, ops: Operations) -> Attention:
+    """Attention of queries to some of their keys; a layer's extra logits take no part in it yet."""
+    return Attention(*_merged(parts, replace(rule, sinks=None), ops))
 
 
 def with_sinks(attention: Attention, rule: LayerRule) -> Tensor:
@@ -130,13 +149,7 @@ class Weights:
 
 
 def attend_with_last_weights(
-    queries: Tensor,
-    regions: Sequence[Region],
-    rotary: Rotary,
-    rule: LayerRule,
-    ops: Operations,
-    keys: int,
-    unread: Attention | None = None,
+    queries: Tensor, parts: Sequence[Turned], rule: LayerRule, ops: Operations, keys: int, unread: Attention | None = None
 ) -> tuple[Tensor, Weights]:
     """As :func:`attend`, and the weights of the last query of the last group.
 
@@ -147,64 +160,29 @@ def attend_with_last_weights(
         keys: how many are attended to, ``n``; each Region's lie among them from its ``first`` on.
         unread: attention to what stands for keys that are in no Region.
     """
-    parts = _parts(queries, regions, rotary, rule.index)
     shares = _last_shares(parts, rule, queries.shape[2], unread)
     if queries.shape[0] == queries.shape[2] == 1 and queries.dtype == torch.float32:
         out = _weighted(shares, parts, unread).reshape(*queries.shape[:3], -1)
     else:
-        out = _output(parts, queries, rule, ops, [] if unread is None else [unread])
-    return out, _by_key(shares.sum(1), regions, keys, rule.sinks is not None, unread is not None)
+        out = attend(queries, parts, rule, ops, [] if unread is None else [unread])
+    return out, _by_key(shares.sum(1), parts, keys, rule.sinks is not None, unread is not None)
 
 
-def attend_and_weigh(queries: Tensor, regions: Sequence[Region], rotary: Rotary, rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
+def attend_and_weigh(queries: Tensor, parts: Sequence[Turned], rule: LayerRule, ops: Operations) -> tuple[Tensor, Tensor]:
     """As :func:`attend`, and how much attention each key of the first Region gets.
 
     Returns:
         ``[G, H, T, dv]``, and fp32 ``[G, H, n]``: weights of the softmax over all Regions, summed over the queries.
     """
-    parts = _parts(queries, regions, rotary, rule.index)
     out, lse = _merged(parts, rule, ops)
     groups, heads, count, _ = queries.shape
     first, rows = parts[0], (groups, -1, heads // parts[0].keys.shape[1], count)
-    bias = _additive(regions[0].visible)
+    bias = _additive(first.region.visible)
     mass = ops.column_mass(first.queries.reshape(*rows, queries.shape[-1]), first.keys, bias, lse.reshape(rows), rule.scaling, rule.softcap)
     return out.reshape(*queries.shape[:3], -1), mass.flatten(1, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A Region as kernels take it: rotated, rows of a GQA group query head by query head."""
-
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
-
-
-def _parts(queries: Tensor, regions: Sequence[Region], rotary: Rotary, layer: int) -> list[_Part]:
-    groups, heads, count, dim = queries.shape
-    parts = []
-    for region, (phi, psi) in zip(regions, _angles(regions, rotary, layer), strict=True):
-        kv_heads = region.keys.shape[1]
-        q = _rotate(queries, phi, rotary, layer)
-        if region.tau is not None:
-            q = q * _rows(region.tau, groups)[:, None, :, None].to(q.dtype)
-        q = q.reshape(groups, kv_heads, heads // kv_heads * count, dim)
-        k = _rotate(region.keys, psi, rotary, layer)
-        parts.append(_Part(q, k, region.values, _bias(region.visible, heads // kv_heads)))
-    return parts
-
-
-def _output(parts: Sequence[_Part], queries: Tensor, rule: LayerRule, ops: Operations, others: Sequence[Attention]) -> Tensor:
-    """``[G, H, T, dv]`` over all parts, and whatever else was attended to."""
-    if not others and len(parts) == 1 and rule.sinks is None and rule.softcap is None:
-        out = ops.attend_alone(parts[0].queries, parts[0].keys, parts[0].values, parts[0].bias, rule.scaling)
-    else:
-        out, _ = _merged(parts, rule, ops, others)
-    return out.reshape(*queries.shape[:3], -1)
-
-
-def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int, unread: Attention | None) -> Tensor:
+def _last_shares(parts: Sequence[Turned], rule: LayerRule, count: int, unread: Attention | None) -> Tensor:
     """Softmax ``[Hk, H / Hk, n]`` of the last of ``count`` queries of the last group over the keys of all parts, then the extra logits,
     then what stands for keys that were not read."""
     logits = [_last_logits(part, rule, count) for part in parts]
@@ -215,28 +193,28 @@ def _last_shares(parts: Sequence[_Part], rule: LayerRule, count: int, unread: At
     return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).softmax(-1)
 
 
-def _weighted(shares: Tensor, parts: Sequence[_Part], unread: Attention | None) -> Tensor:
+def _weighted(shares: Tensor, parts: Sequence[Turned], unread: Attention | None) -> Tensor:
     """Output ``[Hk, H / Hk, dv]`` of the one query that has these shares."""
     ends = list(accumulate(part.keys.shape[2] for part in parts))
-    outputs = [shares[..., end - part.keys.shape[2] : end] @ part.values[0] for end, part in zip(ends, parts, strict=True)]
+    outputs = [shares[..., end - part.keys.shape[2] : end] @ part.region.values[0] for end, part in zip(ends, parts, strict=True)]
     if unread is not None:
         outputs.append(shares[..., -1:] * unread.out[0])
     return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
 
-def _by_key(shares: Tensor, regions: Sequence[Region], keys: int, sinks: bool, estimated: bool) -> Weights:
-    """Shares ``[Hk, n]`` of the Regions' keys by attended key, and those of extra logits and of what was not read."""
-    if not sinks and not estimated and len(regions) == 1 and shares.shape[1] == keys:
+def _by_key(shares: Tensor, parts: Sequence[Turned], keys: int, sinks: bool, estimated: bool) -> Weights:
+    """Shares ``[Hk, n]`` of the parts' keys by attended key, and those of extra logits and of what was not read."""
+    if not sinks and not estimated and len(parts) == 1 and shares.shape[1] == keys:
         return Weights(shares, None)
     by_key, at = shares.new_zeros((shares.shape[0], keys)), 0
-    for region in regions:  # Regions may name the same keys, each for other queries or heads
-        width = region.keys.shape[2]
-        by_key[:, region.first : region.first + width] += shares[:, at : at + width]
+    for part in parts:  # Regions may name the same keys, each for other queries or heads
+        width, first = part.keys.shape[2], part.region.first
+        by_key[:, first : first + width] += shares[:, at : at + width]
         at += width
     return Weights(by_key, shares[:, at].sum() if sinks else None, shares[:, -1].sum() if estimated else None)
 
 
-def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:
+def _last_logits(part: Turned, rule: LayerRule, count: int) -> Tensor:
     """Logits ``[Hk, H / Hk, n]`` of the last query, products in the dtype of the keys, the rest in fp32; ``-inf`` hides a key."""
     query = part.queries[-1, :, count - 1 :: count]
     logits = torch.matmul(query * rule.scaling, part.keys[-1].transpose(-1, -2)).float()
@@ -245,9 +223,9 @@ def _last_logits(part: _Part, rule: LayerRule, count: int) -> Tensor:
     return logits if part.bias is None else logits.add_(part.bias[-1, :, -1:])  # all query heads of a query see the same keys
 
 
-def _merged(parts: Sequence[_Part], rule: LayerRule, ops: Operations, others: Sequence[Attention] = ()) -> tuple[Tensor, Tensor]:
+def _merged(parts: Sequence[Turned], rule: LayerRule, ops: Operations, others: Sequence[Attention] = ()) -> tuple[Tensor, Tensor]:
     """Output ``[G, Hk, m, dv]`` over all parts and others, and its log-sum-exp ``[G, Hk, m]``, the sinks' included."""
-    done = [ops.attend(part.queries, part.keys, part.values, part.bias, rule.scaling, rule.softcap) for part in parts]
+    done = [ops.attend(part.queries, part.keys, part.region.values, part.bias, rule.scaling, rule.softcap) for part in parts]
     outputs = [out for out, _ in done] + [other.out for other in others]
     lses = [lse for _, lse in done] + [other.lse for other in others]
     sinks = None if rule.sinks is None else _sinks(rule.sinks, lses[0])
@@ -278,53 +256,3 @@ def _additive(visible: Tensor | None) -> Tensor | None:
     if visible is None:
         return None
     return torch.zeros(visible.shape, dtype=torch.float32, device=visible.device).masked_fill_(~visible, float("-inf"))
-
-
-Pair = tuple[Tensor, Tensor]
-
-
-def _angles(regions: Sequence[Region], rotary: Rotary, layer: int) -> list[tuple[Pair, Pair]]:
-    """Cosines and sines of every Region's positions, from one rotary call (longrope picks its factors by the largest position)."""
-    flat = [p for region in regions for p in (region.query_positions, region.key_positions)]
-    if not flat:
-        return []
-    if all(not p.is_floating_point() for p in flat):
-        largest = max(int(p.max()) for p in flat if p.numel())
-        cos, sin = rotary.table(layer, largest + 1)
-        pairs = [(_at(cos[0], p), _at(sin[0], p)) for p in flat]
-    else:
-        joined = torch.cat([p.reshape(-1).float() for p in flat])
-        cos, sin = rotary.cos_sin(layer, joined)
-        sizes = [p.numel() for p in flat]
-        pairs = [
-            (c.reshape(*p.shape, -1), s.reshape(*p.shape, -1))
-            for c, s, p in zip(torch.split(cos[0], sizes), torch.split(sin[0], sizes), flat, strict=True)
-        ]
-    return list(zip(pairs[0::2], pairs[1::2], strict=True))
-
-
-def _at(table: Tensor, positions: Tensor) -> Tensor:
-    return table.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
-
-
-def rotated(x: Tensor, positions: Tensor, rotary: Rotary, layer: int) -> Tensor:
-    """``x [G, H, T, d]`` at integer positions ``[T]``, ``[G, T]`` or ``[G, H, T]``."""
-    cos, sin = rotary.table(layer, int(positions.max()) + 1)
-    return _rotate(x, (_at(cos[0], positions), _at(sin[0], positions)), rotary, layer)
-
-
-def rotate_keys(rotary: Rotary, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
-    """``keys [Hk, n, d]`` of one layer at positions ``[n]``."""
-    return rotated(keys[None], positions, rotary, layer)[0]
-
-
-def _rotate(x: Tensor, pair: Pair, rotary: Rotary, layer: int) -> Tensor:
-    """Rotate ``x [G, H, n, d]`` at ``[n]``, ``[G, n]`` or ``[G, H, n]`` positions."""
-    cos, sin = pair
-    if cos.dim() == 2:
-        return rotary.rotate(layer, x, cos[None], sin[None])
-    if cos.dim() == 3:
-        return rotary.rotate(layer, x, cos, sin)
-    groups, heads, n, d = x.shape
-    flat = rotary.rotate(layer, x.reshape(groups * heads, 1, n, d), cos.reshape(groups * heads, n, -1), sin.reshape(groups * heads, n, -1))
-    return flat.reshape(groups, heads, n, d)

@@ -7,8 +7,7 @@ decoded chooses alone: the other queries of its group would only crowd out what 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,14 +27,15 @@ from .region import (
     Attention,
     LayerRule,
     Region,
-    Rotary,
+    Turned,
     attend,
     attend_and_weigh,
     attend_in_part,
     attend_with_last_weights,
-    rotated,
+    turned,
     with_sinks,
 )
+from .rotation import Buffers, Rotary, Turning, rotated
 from .selectors import Ask, Selection
 from .shares import AttentionShares
 from .trace import Trace
@@ -73,9 +73,14 @@ class _Near:
         return self._groups.place.regions(self._step.method.positions, self.attended)
 
     @cached_property
+    def parts(self) -> list[Turned]:
+        """They, turned to where they stand."""
+        return turned(self._groups.queries, self.regions, self._step.turning(self._rule, ("near", self._groups.place.first)))
+
+    @cached_property
     def attention(self) -> Attention:
         """Attention to them; a layer's extra logits take no part in it."""
-        return attend_in_part(self._groups.queries, self.regions, self._step.rotary, self._rule, self._step.ops)
+        return attend_in_part(self.parts, self._rule, self._step.ops)
 
     def log_sum_exp(self) -> Tensor:
         """fp32 ``[G, Hk, m]`` of all this takes, the layer's extra logits too."""
@@ -119,7 +124,7 @@ class MemoryStep:
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
         self._places: dict[int, Place] = {}
-        self._room = torch.empty(0)
+        self._buffers = Buffers()
         self.pieces = cut(self.start, self.stop, method.attended, group, since)
 
     def attend(self, rule: LayerRule, q: Tensor, k: Tensor, v: Tensor, sliding: int | None = None) -> Tensor:
@@ -166,30 +171,34 @@ class MemoryStep:
         unread: Attention | None = None,
     ) -> Tensor:
         """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys and what stands for those not read."""
-        regions = positions.regions(attended)
-        self._count_attended(queries, regions, span[0])
+        parts = turned(queries, positions.regions(attended), self.turning(rule, "all"))
+        self._count_attended(queries, parts, span[0])
         if self._shares is None or span[1] != self.stop:
-            return attend(queries, regions, self.rotary, rule, self.ops, [] if unread is None else [unread])
-        return self._attend_and_share(rule, queries, [attended], regions, unread, self._shares)
+            return attend(queries, parts, rule, self.ops, [] if unread is None else [unread])
+        return self._attend_and_share(rule, queries, [attended], parts, unread, self._shares)
 
     def _attend_and_share(
         self,
         rule: LayerRule,
         queries: Tensor,
         attended: Sequence[Attended],
-        regions: list[Region],
+        parts: list[Turned],
         unread: Attention | None,
         shares: AttentionShares,
     ) -> Tensor:
-        """As :meth:`_attend`; ``shares`` takes the weights of the last token over what was attended to, in one part or several."""
-        keys = sum(part.tokens.shape[-1] for part in attended)
-        out, weights = attend_with_last_weights(queries, regions, self.rotary, rule, self.ops, keys, unread)
+        """As :meth:`_attend`; ``shares`` takes the weights of the last token over what was attended to, in one piece or several."""
+        keys = sum(piece.tokens.shape[-1] for piece in attended)
+        out, weights = attend_with_last_weights(queries, parts, rule, self.ops, keys, unread)
         shares.add(weights, attended, queries.shape[1])
         return out
 
-    def _count_attended(self, queries: Tensor, regions: list[Region], start: int) -> None:
+    def turning(self, rule: LayerRule, name: Hashable) -> Turning:
+        """The layer's rotation, into buffers of that name."""
+        return Turning(self.rotary, rule.index, self._buffers, name)
+
+    def _count_attended(self, queries: Tensor, parts: list[Turned], start: int) -> None:
         if self._trace is not None and start >= self._since:
-            self._trace.attended += queries.shape[0] * queries.shape[2] * sum(region.keys.shape[2] for region in regions)
+            self._trace.attended += queries.shape[0] * queries.shape[2] * sum(part.keys.shape[2] for part in parts)
 
     def _whole(self, rule: LayerRule, first: int, start: int, stop: int) -> Attended:
         """All tokens ``[first, stop)``, for the queries from ``start`` on."""
@@ -225,9 +234,9 @@ class MemoryStep:
             attended = self._attended(rule, groups, chosen, sizes)
         if piece.stop > self._settled or not (piece.dense or piece.stop - piece.start == sizes.group):
             return self._attend(rule, q[None], attended, positions, (piece.start, piece.stop))[0].transpose(0, 1)
-        regions = positions.regions(attended)
-        out, mass = attend_and_weigh(q[None], regions, self.rotary, rule, self.ops)
-        kept.add(mass[0], int(attended.tokens[0, 0, regions[0].first]), piece.stop)
+        parts = turned(q[None], positions.regions(attended), self.turning(rule, "all"))
+        out, mass = attend_and_weigh(q[None], parts, rule, self.ops)
+        kept.add(mass[0], int(attended.tokens[0, 0, parts[0].region.first]), piece.stop)
         kept.cut(layer.window)
         return out[0].transpose(0, 1)
 
@@ -253,16 +262,17 @@ class MemoryStep:
 
     def _join(self, rule: LayerRule, groups: _Groups, near: _Near, chosen: Selection, sizes: Sizes) -> Tensor:
         """Attention ``[G, H, T, dv]`` to sink and local tokens, where they stand whatever is recalled, joined with that to what is."""
-        parts, regions = [near.attended], list(near.regions)
+        attended, parts = [near.attended], list(near.parts)
         if chosen.tokens.shape[2]:
-            parts.append(self._recalled(rule, groups, chosen, sizes))
+            attended.append(self._recalled(rule, groups, chosen, sizes))
             offset = near.attended.tokens.shape[-1]
-            regions += [replace(region, first=region.first + offset) for region in self.method.positions.regions(parts[1])]
-        self._count_attended(groups.queries, regions, groups.place.first)
+            regions = [replace(region, first=region.first + offset) for region in self.method.positions.regions(attended[1])]
+            parts += turned(groups.queries, regions, self.turning(rule, "recalled"))
+        self._count_attended(groups.queries, parts, groups.place.first)
         if self._shares is not None and groups.place.stop == self.stop:
-            return self._attend_and_share(rule, groups.queries, parts, regions, chosen.unread, self._shares)
+            return self._attend_and_share(rule, groups.queries, attended, parts, chosen.unread, self._shares)
         others = [near.attention, *([] if chosen.unread is None else [chosen.unread])]
-        return attend(groups.queries, regions[len(near.regions) :], self.rotary, rule, self.ops, others)
+        return attend(groups.queries, parts[len(near.parts) :], rule, self.ops, others)
 
     def _groups(self, layer: int, piece: Piece, q: Tensor, sizes: Sizes) -> _Groups:
         """The groups of a piece, and who is heard when they choose."""
@@ -316,23 +326,16 @@ class MemoryStep:
 
     def near(self, rule: LayerRule, groups: _Groups, sizes: Sizes) -> Attended:
         """Sink, local and own tokens of groups of queries."""
-        kv = self._near_kv(self.kv.layers[rule.index], groups.place, sizes, 0)
+        kv = self._near_kv(rule, groups.place, sizes, 0)
         return Attended(kv[0], kv[1], groups.place.tokens, groups.place.asking, sizes.sink)
 
     def _recalled(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
         """Only what groups of queries chose."""
         sink = self.kv.layers[rule.index].sink
         count, recalled = chosen.tokens.shape[0], chosen.tokens.shape[2]
-        kv = self._buffer((2, count, sink.shape[1], recalled, sink.shape[3]), sink)
+        kv = self._buffers.take("recalled", (2, count, sink.shape[1], recalled, sink.shape[3]), sink)
         tokens = self._read(rule, groups, chosen, kv)
         return Attended(kv[0], kv[1], tokens, groups.place.asking, recalled=recalled, before=sizes.sink)
-
-    def _buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Memory for what is recalled, the same for every layer: fresh pages cost more than what is written to them."""
-        size = math.prod(shape)
-        if len(self._room) < size or self._room.dtype != like.dtype:
-            self._room = like.new_empty(size)
-        return self._room[:size].view(shape)
 
     def _read(self, rule: LayerRule, groups: _Groups, chosen: Selection, out: Tensor) -> Tensor:
         """Write what was chosen to ``out [2, G, Hk, n, d]``; returns the tokens ``[G, S, n]``, -1 where there is none."""
@@ -345,16 +348,16 @@ class MemoryStep:
     def _attended(self, rule: LayerRule, groups: _Groups, chosen: Selection, sizes: Sizes) -> Attended:
         """Sink, selected, local and own tokens of groups of queries."""
         scope, recalled = chosen.tokens.shape[1:]
-        kv = self._near_kv(self.kv.layers[rule.index], groups.place, sizes, recalled)
+        kv = self._near_kv(rule, groups.place, sizes, recalled)
         tokens = self._read(rule, groups, chosen, kv[:, :, :, sizes.sink : sizes.sink + recalled]) if recalled else chosen.tokens
         sink, near = groups.place.tokens.expand(-1, scope, -1).tensor_split((sizes.sink,), dim=2)
         return Attended(kv[0], kv[1], torch.cat([sink, tokens, near], 2), groups.place.asking, sizes.sink, recalled)
 
-    @staticmethod
-    def _near_kv(layer: LayerKV, place: Place, sizes: Sizes, recalled: int) -> Tensor:
+    def _near_kv(self, rule: LayerRule, place: Place, sizes: Sizes, recalled: int) -> Tensor:
         """Keys and values ``[2, G, Hk, n, d]`` of sink, local and own tokens, with room for recalled ones after the sink."""
-        width, near_from = sizes.local + place.length, sizes.sink + recalled
-        kv = layer.sink.new_empty((2, place.count, layer.sink.shape[1], near_from + width, layer.sink.shape[3]))
+        layer, width, near_from = self.kv.layers[rule.index], sizes.local + place.length, sizes.sink + recalled
+        shape = (2, place.count, layer.sink.shape[1], near_from + width, layer.sink.shape[3])
+        kv = self._buffers.take(("near", place.first), shape, layer.sink)
         kv[:, :, :, : sizes.sink] = layer.sink[:, None]
         kv[0, :, :, near_from:], kv[1, :, :, near_from:] = layer.window.spans(place.first - sizes.local, sizes.group, place.count, width)
         return kv

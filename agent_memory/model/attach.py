@@ -97,6 +97,13 @@ class Attachment:
         cos, sin = self.table(layer, n)
         return cos[0], sin[0]
 
+    def halves(self, layer: int, n: int) -> Tensor | None:
+        """See :class:`.attention.rotation.Rotary`: ``[n, r]``, kept between calls. Do not write to it."""
+        part = self._parts[layer]
+        if part.rope is None or not part.rope.steady or part.rotate is not half_rotation:
+            return None
+        return part.rope.halves(n, self.device)
+
     def forward(
         self,
         ids: Tensor,

@@ -38,6 +38,7 @@ class Rope:
         kinds = getattr(module, "rope_type", None)
         self.steady = set(kinds.values() if isinstance(kinds, dict) else [kinds]) <= _STEADY
         self._tables: OrderedDict[int, Pair] = OrderedDict()
+        self._halves: Tensor | None = None
 
     def same_call(self, other: Rope) -> bool:
         """True if both ask one module in one way (layer type and the like)."""
@@ -60,6 +61,18 @@ class Rope:
         if len(self._tables) > _TABLES_KEPT:
             self._tables.popitem(last=False)
         return kept[0][:, :n], kept[1][:, :n]
+
+    def halves(self, n: int, device: torch.device) -> Tensor | None:
+        """``[n, r]``: cosines, then sines, of the first r / 2 dimensions at positions 0 to n-1, kept for next time; None where the other
+        r / 2 have others. Of a steady module only."""
+        kept = self._halves
+        if kept is None or len(kept) < n or kept.device != device:
+            cos, sin = (table[0] for table in self.table(max(_SMALLEST_TABLE, 1 << (n - 1).bit_length()), device))
+            half = cos.shape[1] // 2
+            if not all(torch.equal(table[:, :half], table[:, half:]) for table in (cos, sin)):
+                return None
+            self._halves = kept = torch.cat([cos[:, :half], sin[:, :half]], dim=1)
+        return kept[:n]
 
     def save(self) -> dict[str, Any]:
         """What the module could change about itself; empty if it never does."""

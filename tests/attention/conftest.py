@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_memory.attention.methods import Method
 from agent_memory.attention.recent_queries import RecentQueries
-from agent_memory.attention.region import rotate_keys
+from agent_memory.attention.rotation import rotate_keys
 from agent_memory.attention.step import MemoryStep
 from agent_memory.attention.trace import Trace
 from agent_memory.layer_step import LayerStep

@@ -227,6 +227,10 @@ class Rotations:
         a, b = x.chunk(2, dim=-1)
         return x * cos[:, None] + torch.cat([-b, a], dim=-1) * sin[:, None]
 
+    def halves(self, layer, n):
+        cos, sin = (pair[0].chunk(2, dim=-1)[0] for pair in self.table(layer, n))
+        return torch.cat([cos, sin], dim=-1)
+
 
 def random(tokens: Tensor, count: int, shape: tuple[int, int, int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """``count`` queries, and keys and values for ``tokens [G, S, n]``; where there is no key stands one that would show at once.

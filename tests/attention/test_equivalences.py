@@ -11,7 +11,8 @@ from hypothesis import strategies as some
 
 from agent_memory.attention.methods import Method, Sizes, make_method
 from agent_memory.attention.positions import Attended, PackedPositions
-from agent_memory.attention.region import LayerRule, Region, attend
+from agent_memory.attention.region import LayerRule, Region, attend, turned
+from agent_memory.attention.rotation import Turning
 from agent_memory.attention.selectors import TopKSelector
 from agent_memory_kernels import operations
 from tests.attention import dense
@@ -210,7 +211,7 @@ def case(tokens: torch.Tensor, asked: torch.Tensor) -> tuple[torch.Tensor, Atten
 
 
 def merged(queries: torch.Tensor, regions: list[Region]) -> torch.Tensor:
-    return attend(queries, regions, dense.Rotations(16), LayerRule(0, 0.25), operations())
+    return attend(queries, turned(queries, regions, Turning(dense.Rotations(16), 0)), LayerRule(0, 0.25), operations())
 
 
 @pytest.mark.parametrize("tokens", [everything(200, 60), sparse(1, 16, seed=5), sparse(3, 16, seed=6)], ids=["all", "shared", "heads"])

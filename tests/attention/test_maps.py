@@ -9,7 +9,8 @@ import torch
 
 from agent_memory.attention.methods import make_method
 from agent_memory.attention.positions import Attended
-from agent_memory.attention.region import LayerRule, attend
+from agent_memory.attention.region import LayerRule, attend, turned
+from agent_memory.attention.rotation import Turning
 from agent_memory.errors import ConfigError
 from agent_memory_kernels import operations
 from tests.attention import dense
@@ -42,7 +43,7 @@ def ours(spec: str, queries, attended: Attended, rule: dense.Rule, rotary=None) 
     """The method's Regions of ``attended``, merged."""
     regions = make_method(spec, WINDOW).positions.regions(attended)
     layer = LayerRule(0, rule.scaling, rule.sinks, rule.softcap)
-    return attend(queries, regions, rotary or dense.Rotations(queries.shape[-1]), layer, operations())
+    return attend(queries, turned(queries, regions, Turning(rotary or dense.Rotations(queries.shape[-1]), 0)), layer, operations())
 
 
 PLAIN = dense.Rule(DIM**-0.5)

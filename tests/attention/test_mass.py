@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent_memory.attention.region import LayerRule, Region, attend, rotated
+from agent_memory.attention.region import LayerRule, Region, attend, turned
+from agent_memory.attention.rotation import Turning, rotated
 from agent_memory.attention.selectors import Ask, Bounds, MassConfig, MassSelector
 from agent_memory.attention.selectors.mass.scan import _periods
 from agent_memory.memory.layer_kv import LayerKV
@@ -38,6 +39,9 @@ class Rotary:
         cos, sin = cos[:, None], sin[:, None]
         low, high = x.chunk(2, dim=-1)
         return x * cos + torch.cat([-high, low], dim=-1) * sin
+
+    def halves(self, layer: int, n: int) -> None:
+        """Whatever turns is turned by the method above."""
 
 
 ROTARY = Rotary()
@@ -155,11 +159,12 @@ def test_where_values_are_alike_in_every_part_nothing_is_lost():
     heads = torch.arange(KV)[None, :, None]
     region = Region(keys[heads, tokens], values[heads, tokens], torch.tensor([1600]), tokens)
     rule = LayerRule(0, SCALE)
-    out = attend(queries, [region], ROTARY, rule, operations(), [chosen.unread])
+    near = turned(queries, [region], Turning(ROTARY, 0))
+    out = attend(queries, near, rule, operations(), [chosen.unread])
     whole = Region(keys[None], values[None], torch.tensor([1600]), torch.arange(1600))
-    expected = attend(queries, [whole], ROTARY, rule, operations())
+    expected = attend(queries, turned(queries, [whole], Turning(ROTARY, 0)), rule, operations())
     assert (out - expected).abs().max() < 0.02
-    alone = attend(queries, [region], ROTARY, rule, operations())
+    alone = attend(queries, near, rule, operations())
     assert (alone - expected).abs().max() > 0.2
 
 

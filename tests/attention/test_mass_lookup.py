@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent_memory.attention.region import rotated
+from agent_memory.attention.rotation import rotated
 from agent_memory.attention.selectors import Ask, Bounds, MassConfig, MassSelector, Selection
 from agent_memory.memory.clusters import STEP_TOKENS, LayerClusters
 from agent_memory.memory.layer_kv import LayerKV

@@ -12,7 +12,8 @@ import torch
 from agent_memory.attention.methods import Method, make_method
 from agent_memory.attention.positions import Attended, TruePositions, WindowPositions
 from agent_memory.attention.recent_queries import RecentQueries
-from agent_memory.attention.region import Attention, LayerRule, attend, attend_with_last_weights, rotate_keys
+from agent_memory.attention.region import Attention, LayerRule, attend, attend_with_last_weights, turned
+from agent_memory.attention.rotation import Turning, rotate_keys
 from agent_memory.attention.selectors import Ask, Selection
 from agent_memory.attention.shares import AttentionShares, SharedOut
 from agent_memory.attention.step import MemoryStep
@@ -46,7 +47,7 @@ def test_weights_of_the_last_query_and_the_output_are_the_formula(spec, scope, c
     queries, attended = case(tokens, asked)
     regions = make_method(spec, dense.WINDOW).positions.regions(attended)
     layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
-    given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
+    given = (queries, turned(queries, regions, Turning(dense.Rotations(queries.shape[-1]), 0)), layer, operations())
     out, weights = attend_with_last_weights(*given, tokens.shape[-1])
     by_formula = tokens, asked, PLACED[spec], RULES[rule]
     expected = dense.weights(queries, attended.keys, *by_formula)[-1, :, -1]
@@ -178,7 +179,7 @@ def test_what_stands_for_keys_that_were_not_read_takes_its_part(spec, count, rul
     unread.lse[:, 0], unread.out[:, 0] = float("-inf"), 0.0
     regions = make_method(spec, dense.WINDOW).positions.regions(attended)
     layer = LayerRule(0, RULES[rule].scaling, RULES[rule].sinks, RULES[rule].softcap)
-    given = (queries, regions, dense.Rotations(queries.shape[-1]), layer, operations())
+    given = (queries, turned(queries, regions, Turning(dense.Rotations(queries.shape[-1]), 0)), layer, operations())
     out, weights = attend_with_last_weights(*given, attended.tokens.shape[-1], unread)
     torch.testing.assert_close(out, attend(*given, [unread]), atol=2e-5, rtol=0)
     _, alone = attend_with_last_weights(*given, attended.tokens.shape[-1])
@@ -193,7 +194,8 @@ def test_a_single_query_in_16_bits_is_attended_to_as_without_the_weights():
     queries, attended = case(*dense.sparse(1, 1, seed=2, starts=(700,)))
     half = Attended(attended.keys.bfloat16(), attended.values.bfloat16(), attended.tokens, attended.queries)
     regions = make_method("recall", WINDOW).positions.regions(half)
-    given = (queries.bfloat16(), regions, Rounded(queries.shape[-1]), LayerRule(0, 0.25), operations())
+    parts = turned(queries.bfloat16(), regions, Turning(Rounded(queries.shape[-1]), 0))
+    given = (queries.bfloat16(), parts, LayerRule(0, 0.25), operations())
     out, weights = attend_with_last_weights(*given, half.tokens.shape[-1])
     assert torch.equal(out, attend(*given))
     assert weights.keys.dtype == torch.float32 and float(weights.keys.sum()) == pytest.approx(len(queries[0]), abs=1e-5)
@@ -205,6 +207,9 @@ class Rounded(dense.Rotations):
     def cos_sin(self, layer, positions):
         cos, sin = super().cos_sin(layer, positions)
         return cos.bfloat16(), sin.bfloat16()
+
+    def halves(self, layer, n):
+        return None
 
 
 @pytest.mark.parametrize("spec", PLACES)
@@ -249,7 +254,8 @@ def test_keys_that_no_region_has_get_no_weight():
     queries, attended = case(tokens, torch.tensor([[9]]))
     regions = TruePositions(6).regions(attended)
     assert [region.first for region in regions] == [2]
-    _, weights = attend_with_last_weights(queries, regions, dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations(), 6)
+    parts = turned(queries, regions, Turning(dense.Rotations(queries.shape[-1]), 0))
+    _, weights = attend_with_last_weights(queries, parts, LayerRule(0, 0.25), operations(), 6)
     assert (weights.keys > 0).any(0).tolist() == [False, False, True, True, False, True]
 
 
@@ -261,9 +267,10 @@ def test_recalled_tokens_that_are_missing_are_missing_for_every_query(count):
     regions = WindowPositions(4096).regions(replace(attended, recalled=5))
     (region,) = regions
     assert region.visible is not None and region.visible.shape[2] == 1
-    given = (dense.Rotations(queries.shape[-1]), LayerRule(0, 0.25), operations())
     spread = [replace(region, visible=region.visible.expand(-1, -1, count, -1))]
-    torch.testing.assert_close(attend(queries, regions, *given), attend(queries, spread, *given))
+    turning = Turning(dense.Rotations(queries.shape[-1]), 0)
+    one, other = (attend(queries, turned(queries, some, turning), LayerRule(0, 0.25), operations()) for some in (regions, spread))
+    torch.testing.assert_close(one, other)
 
 
 def test_what_is_not_read_has_a_share_where_it_is_estimated():
@@ -287,8 +294,9 @@ def test_the_replys_own_tokens_are_local_where_they_are_recalled():
         keys = torch.zeros(1, 1, 4, DIM)
         attended = Attended(keys, keys, torch.tensor([[[0, 2, 40, 41]]]), torch.tensor([[41]]), sink=1, recalled=2)
         region = make_method("recall", WINDOW).positions.regions(attended)
-        rotary, rule = dense.Rotations(DIM), LayerRule(0, 1.0)
-        _, weights = attend_with_last_weights(torch.zeros(1, 1, 1, DIM), region, rotary, rule, operations(), 4)
+        queries = torch.zeros(1, 1, 1, DIM)
+        parts = turned(queries, region, Turning(dense.Rotations(DIM), 0))
+        _, weights = attend_with_last_weights(queries, parts, LayerRule(0, 1.0), operations(), 4)
         shares.add(weights, [attended], 1)
         found = shares.result()
         assert found is not None

@@ -20,7 +20,8 @@ from agent_memory_kernels import operations
 from ...attention.methods import Method, Sizes
 from ...attention.pieces import Piece
 from ...attention.recent_queries import RecentQueries
-from ...attention.region import LayerRule, Rotary
+from ...attention.region import LayerRule
+from ...attention.rotation import Rotary
 from ...attention.selectors import Selection
 from ...attention.step import MemoryStep
 from ...engine import CHUNK_TOKENS
