@@ -24,10 +24,11 @@ from transformers import LogitsProcessorList
 
 from agent_memory.attention.selectors import Ask, MassConfig, MassSelector, Selection
 from agent_memory.attention.selectors.mass.scan import Scan, Scanned
-from agent_memory.evaluate.fidelity.asking import ForcedTokens, encoder
+from agent_memory.evaluate.fidelity.asking import encoder
 from agent_memory.evaluate.fidelity.documents import Question
 from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
 from agent_memory.evaluate.fidelity.runtimes import fill
+from agent_memory.evaluate.forced import ForcedTokens
 from agent_memory.evaluate.fork import asked_on_a_fork
 from agent_memory.evaluate.json_lines import Measured
 from agent_memory.evaluate.statistics import bootstrap_mean

@@ -33,6 +33,7 @@ class FileOptions:
         methods: specs.
         length: tokens of a text; None is 64 windows.
         texts: at most so many texts; for benchmarks questions of each data set. None is the task's own default.
+        datasets, drawn: as ``BenchmarkOptions`` has them.
         truncate: as ``BenchmarkOptions.truncate``.
         seed, reach, resume, plot: as for other tasks; ``reach`` None is the task's own default.
     """
@@ -41,6 +42,8 @@ class FileOptions:
     methods: tuple[str, ...]
     length: int | None
     texts: int | None
+    datasets: tuple[str, ...]
+    drawn: int | None
     truncate: str
     seed: int
     reach: int | None
@@ -82,6 +85,9 @@ def _benchmark(call: Call, task: str, options: FileOptions, make_runtime: Callab
         options.files,
         options.methods,
         limit=options.texts,
+        datasets=options.datasets,
+        drawn=options.drawn,
+        seed=options.seed,
         truncate=options.truncate,
         budget=call.settings.budget,
         resume=options.resume,
@@ -91,7 +97,9 @@ def _benchmark(call: Call, task: str, options: FileOptions, make_runtime: Callab
 
 def tables(report: dict[str, Any]) -> list[Table]:
     """What people see of a report of :func:`run_on_files`."""
-    return [_by_position(report), _history(report)] if report["task"] == "perplexity" else [_scores(report)]
+    if report["task"] == "perplexity":
+        return [_by_position(report), _history(report)]
+    return [_scores(report), _losses(report), *([_against(report)] if report["against"] else [])]
 
 
 def _by_position(report: dict[str, Any]) -> Table:
@@ -121,4 +129,23 @@ def _scores(report: dict[str, Any]) -> Table:
     for dataset, count in report["counts"].items():
         shown = (f"{report['summary'][method][dataset]:.2f}" for method in methods)
         made.add_row(dataset, str(report["metrics"][dataset]), f"{count:,}", *shown)
+    return made
+
+
+def _losses(report: dict[str, Any]) -> Table:
+    methods: Sequence[str] = list(report["losses"])
+    made = shapes.table("loss of right answers, nats", "questions", *methods, right=("questions", *methods))
+    counts = {**report["counts"], "all": sum(report["counts"].values())}
+    for dataset in counts if len(counts) > 2 else list(counts)[:1]:
+        made.add_row(dataset, f"{counts[dataset]:,}", *(f"{report['losses'][method][dataset]:.3f}" for method in methods))
+    return made
+
+
+def _against(report: dict[str, Any]) -> Table:
+    base = next(iter(report["losses"]))
+    made = shapes.table(f"loss beside {base}", "difference", "95%", "contexts", right=("difference", "95%", "contexts"))
+    for method, row in report["against"].items():
+        low, high = row["interval"] or (float("nan"), float("nan"))
+        interval = f"{low:+.3f} to {high:+.3f}" if row["interval"] else "too few contexts"
+        made.add_row(method, f"{row['difference']:+.3f}", interval, f"{row['contexts']:,}")
     return made

@@ -95,6 +95,8 @@ def evaluate(
         typer.Option(help="Windows to which methods that attend to everything are run.", min=1, show_default="16; perplexity: 64"),
     ] = None,
     file: Annotated[list[Path] | None, typer.Option(help="Text or benchmark file; once for each.", show_default=False)] = None,
+    data_set: Annotated[list[str] | None, typer.Option(help="Data set of a benchmark to ask; once for each.", show_default="all")] = None,
+    draw: Annotated[int | None, typer.Option(help="Questions of a benchmark, drawn by --seed.", min=1, show_default="all")] = None,
     truncate: Annotated[str, typer.Option(help="middle:N keeps the first and last half of N tokens of a benchmark's prompt.")] = "none",
     haystack: Annotated[Path | None, typer.Option(help="Hay from this text file.", show_default="generated")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that keeps what is done, to go on after a stop.", show_default=False)] = None,
@@ -121,7 +123,9 @@ def evaluate(
         return
     if task in file_evaluations.FILE_TASKS:
         length = None if lengths is None else _one_length(lengths)
-        files = file_evaluations.FileOptions(tuple(file or ()), _methods(method), length, samples, truncate, seed, reach, resume, plot)
+        files = file_evaluations.FileOptions(
+            tuple(file or ()), _methods(method, task), length, samples, tuple(data_set or ()), draw, truncate, seed, reach, resume, plot
+        )
         _evaluate_files(call, task, files)
         return
     given = {name: value for name, value in (("samples", samples), ("reach", reach), ("depths", depths)) if value is not None}
@@ -215,15 +219,18 @@ def _length_table(heading: str, rows: Mapping[str, Mapping[str, str]], options: 
     return made
 
 
-def _methods(written: str) -> tuple[str, ...]:
-    """The methods that were asked for; the only place that knows what may be written."""
+def _methods(written: str, task: str = "") -> tuple[str, ...]:
+    """The methods that were asked for; the only place that knows what may be written. Benchmarks are answered without memory, too."""
     from agent_memory.attention.methods import METHODS, check_spec
+    from agent_memory.evaluate.benchmarks.shown import shown_by
 
     names = _parts(written)
     if not names:
         raise ConfigError(f"--method {written!r}: no method; there are {', '.join(sorted(METHODS))}")
+    benchmark = task in file_evaluations.FILE_TASKS and task != "perplexity"
     for name in names:
-        check_spec(name)
+        if not benchmark or shown_by(name) is None:
+            check_spec(name)
     return names
 
 

@@ -6,7 +6,6 @@ numbers it gives; where that source has a quirk that changes numbers, the quirk 
 
 from __future__ import annotations
 
-import importlib
 import re
 import string
 from collections import Counter
@@ -15,7 +14,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, Literal
 
-from ..errors import ConfigError
+from .packages import package
 
 CHINESE_MARKS = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
@@ -204,17 +203,9 @@ def _common_places(right: Sequence[str], said: Sequence[str], drop: Literal["rig
 
 
 def _cut(text: str) -> list[str]:
-    return list(_package("jieba", "jieba", "cutting Chinese text into words").cut(text, cut_all=False))
+    return list(package("jieba", "jieba", "cutting Chinese text into words").cut(text, cut_all=False))
 
 
 @cache
 def _stemmer() -> Any:
-    return _package("nltk.stem.porter", "nltk", "finding the stems of words").PorterStemmer()
-
-
-def _package(module: str, name: str, purpose: str) -> Any:
-    """A package that is not required to be there."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{purpose} needs the package {name}, which is not installed: pip install {name}") from error
+    return package("nltk.stem.porter", "nltk", "finding the stems of words").PorterStemmer()

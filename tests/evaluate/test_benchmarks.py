@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
     [
         ({"name": "squad"}, "benchmark 'squad' is unknown; there are longbench, leval"),
         ({"files": ()}, "name at least one file of longbench"),
-        ({"limit": 0}, "limit and max_new_tokens must be at least 1"),
+        ({"limit": 0}, "limit, drawn and max_new_tokens must be at least 1"),
         ({"truncate": "middle:1"}, "write none, or middle:N"),
         ({"truncate": "end:100"}, "write none, or middle:N"),
     ],

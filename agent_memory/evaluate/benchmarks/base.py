@@ -6,7 +6,7 @@ Knows the shape of a question and how a file in the wrong format is refused; doe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,47 @@ from typing import Any
 from ...errors import ConfigError
 
 JSON_TYPES = {str: "a string", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One piece of a context.
+
+    Attributes:
+        heading: stands before its passages.
+        passages: name and text of each, in order; evidence goes by names.
+    """
+
+    heading: str
+    passages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A context by its passages.
+
+    Attributes:
+        opening: stands before everything.
+        sections: its pieces, in order.
+    """
+
+    opening: str
+    sections: tuple[Section, ...]
+
+    @property
+    def passages(self) -> list[tuple[str, str]]:
+        """Name and text of each, in order."""
+        return [passage for section in self.sections for passage in section.passages]
+
+    def pieces(self, shown: Container[int] | None = None) -> tuple[str, ...]:
+        """Its text, a piece each section: all of it, or of some passages, by their numbers, with the headings over them."""
+        found, number = list[str](), 0
+        for section in self.sections:
+            texts = [text for at, (_, text) in enumerate(section.passages, number) if shown is None or at in shown]
+            number += len(section.passages)
+            if texts:
+                found.append((self.opening if not found else "") + section.heading + "".join(texts))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +72,9 @@ class Item:
         system: the authors' system prompt, if they use one.
         stop: strings that end an answer.
         meta: what else the metric reads; plain JSON types.
+        context: the pieces by passages, where the benchmark's authors tell them apart.
+        evidence: names of the passages that a question can be answered from, where they say so.
+        query: the question without what the prompt says around it.
     """
 
     id: str
@@ -43,6 +87,9 @@ class Item:
     system: str | None = None
     stop: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    context: Context | None = None
+    evidence: tuple[str, ...] = ()
+    query: str = ""
 
 
 Reader = Callable[[Path], Iterator[Item]]

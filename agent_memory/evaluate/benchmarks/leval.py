@@ -101,7 +101,7 @@ def _items(row: Row, dataset: str, kind: str) -> Iterator[Item]:
     for number, (question, output) in enumerate(zip(asked, outputs, strict=True), 1):
         before, after = around_context(template, input=question, words=str(len(output.split())))
         name, answers = f"{dataset}/{row.number}/{number}", _answers(row, metric, output)
-        yield Item(name, dataset, (before + document,), after, answers[:1], metric, MAX_NEW_TOKENS, system)
+        yield Item(name, dataset, (before + document,), after, answers[:1], metric, MAX_NEW_TOKENS, system, query=question)
     if metric == "verdict":
         yield from _facts(row, dataset, asked, outputs)
 

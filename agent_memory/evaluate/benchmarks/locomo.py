@@ -10,13 +10,13 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
 from .. import metrics
-from .base import JSON_TYPES, Benchmark, Item, Row, best, row_of
+from .base import JSON_TYPES, Benchmark, Context, Item, Row, Section, best, row_of
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 MAX_NEW_TOKENS = 50
@@ -35,29 +35,11 @@ _CHOOSE = " (a) {} (b) {}. Select the correct answer by writing (a) or (b)."
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
-    """One day of a conversation, as the authors write it out.
-
-    Attributes:
-        heading: its date, and before the first day what the conversation is.
-        lines: ``dia_id`` and text of each turn, in order.
-    """
-
-    heading: str
-    lines: tuple[tuple[str, str], ...]
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return self.heading + "".join(text for _, text in self.lines)
-
-
-@dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation of many days and the questions about it."""
+    """A conversation, a section each day, and the questions about it."""
 
     name: str
-    days: tuple[Day, ...]
+    context: Context
     items: tuple[Item, ...]
 
 
@@ -79,10 +61,10 @@ def conversations(path: Path) -> Iterator[Conversation]:
     """
     for number, value in enumerate(_samples(path), 1):
         sample = row_of(value, f"{path}, sample {number}", number, "LoCoMo")
-        name, days = sample.text("sample_id"), _days(sample)
-        pieces = tuple(day.text for day in days)
-        items = tuple(_item(row, f"{path.stem}/{name}/{row.number}", pieces) for row in sample.rows("qa"))
-        yield Conversation(f"{path.stem}/{name}", days, items)
+        name, context = sample.text("sample_id"), _context(sample)
+        pieces = context.pieces()
+        items = tuple(_item(row, f"{path.stem}/{name}/{row.number}", pieces, context) for row in sample.rows("qa"))
+        yield Conversation(f"{path.stem}/{name}", context, items)
 
 
 def _samples(path: Path) -> list[Any]:
@@ -100,21 +82,20 @@ def _samples(path: Path) -> list[Any]:
     return samples
 
 
-def _days(sample: Row) -> tuple[Day, ...]:
-    """The days of a conversation in the order of their numbers; those without words are left out."""
+def _context(sample: Row) -> Context:
+    """The days of a conversation in the order of their numbers; those without words are left out. Turns are named by ``dia_id``."""
     talk = row_of(sample.get("conversation", dict), f"{sample.place}, conversation", sample.number, sample.format)
     numbers = sorted(int(key.split("_")[1]) for key in talk.data if re.fullmatch(r"session_\d+", key))
-    days: list[Day] = []
+    days: list[Section] = []
     for number in numbers:
         turns = list(talk.rows(f"session_{number}"))
         if turns:
             heading = f"\nDATE: {talk.text(f'session_{number}_date_time')}\nCONVERSATION:\n"
             lines = tuple((str(turn.data.get("dia_id", f"D{number}:{turn.number}")), _line(turn)) for turn in turns)
-            days.append(Day(heading, lines))
+            days.append(Section(heading, lines))
     if not days:
         raise talk.wrong(f"key 'session_1' is missing or empty; found are {', '.join(sorted(talk.data)) or 'no keys'}")
-    opening = _OPENING.format(talk.text("speaker_a"), talk.text("speaker_b"))
-    return (replace(days[0], heading=opening + days[0].heading), *days[1:])
+    return Context(_OPENING.format(talk.text("speaker_a"), talk.text("speaker_b")), tuple(days))
 
 
 def _line(turn: Row) -> str:
@@ -122,11 +103,12 @@ def _line(turn: Row) -> str:
     return f'{turn.text("speaker")} said, "{turn.text("text")}"\n{shared}\n'
 
 
-def _item(row: Row, name: str, pieces: tuple[str, ...]) -> Item:
-    question, category = row.text("question"), row.get("category", int)
+def _item(row: Row, name: str, pieces: tuple[str, ...], context: Context) -> Item:
+    query, category = row.text("question"), row.get("category", int)
     if category not in CATEGORIES:
         raise row.wrong(f"key 'category' must be 1 to 5, not {category}")
     meta: dict[str, Any] = {"category": category, "evidence": row.data.get("evidence")}
+    question = query
     if category == 5:
         meta["options"] = _options(row, name)
         question += _CHOOSE.format(*meta["options"])
@@ -137,7 +119,8 @@ def _item(row: Row, name: str, pieces: tuple[str, ...]) -> Item:
         answers = tuple(answer.split(";")[0].strip() for answer in answers)
     dataset = CATEGORIES[category]
     metric = {1: "partial_f1", 5: "choice"}.get(category, "stemmed_f1")
-    return Item(name, dataset, pieces, _QUESTION.format(question), answers, metric, MAX_NEW_TOKENS, meta=meta)
+    evidence, asked = tuple(re.findall(r"D\d+:\d+", str(meta["evidence"] or ""))), _QUESTION.format(question)
+    return Item(name, dataset, pieces, asked, answers, metric, MAX_NEW_TOKENS, meta=meta, context=context, evidence=evidence, query=query)
 
 
 def _options(row: Row, name: str) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import tempfile
 from collections import Counter
@@ -21,11 +22,13 @@ from ...errors import ConfigError
 from ...runtime import Runtime
 from ...session import Session
 from ...types import Budget
+from ..forced import answer_loss
 from ..fork import asked_on_a_fork
 from ..work import Note, Progress
 from . import infinitebench, leval, locomo, longbench
 from .base import Benchmark, Item
-from .tally import Tally
+from .shown import has_evidence, shown_by
+from .tally import Losses, Tally
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "longbench": longbench.BENCHMARK,
@@ -44,8 +47,12 @@ class BenchmarkOptions:
     Attributes:
         name: of the benchmark: ``longbench``, ``leval``, ``infinitebench`` or ``locomo``.
         files: its files.
-        methods: by name.
+        methods: by name; beside methods of memory ``evidence`` and ``bm25``, see :mod:`.shown`. With ``evidence`` only questions
+            are asked that name theirs.
         limit: questions of each data set, the first ones; all by default.
+        datasets: which data sets; all by default.
+        drawn: so many questions of what is left, drawn by ``seed``; all by default.
+        seed: of the draw.
         truncate: ``none``, or ``middle:N``: of a longer prompt the first and the last half of N tokens, as the papers do.
         max_new_tokens: tokens an answer may have, instead of the authors' number for each data set.
         budget: bytes for each Tier.
@@ -56,6 +63,9 @@ class BenchmarkOptions:
     files: tuple[Path, ...]
     methods: tuple[str, ...] = ("recall", "streaming")
     limit: int | None = None
+    datasets: tuple[str, ...] = ()
+    drawn: int | None = None
+    seed: int = 0
     truncate: str = "none"
     max_new_tokens: int | None = None
     budget: Budget = field(default_factory=Budget)
@@ -68,8 +78,10 @@ def run_benchmark(
     """Ask every question with every method, and return a JSON object.
 
     Its keys are ``task``, ``model``, ``window`` (tokens), ``truncate``, ``summary`` (method to data set to score, 0 to 100), ``counts``
-    (data set to questions) and ``metrics`` (data set to metric). All files are read once before the first question, so that a wrong
-    file, or a package that a metric needs, is named at the start.
+    (data set to questions), ``metrics`` (data set to metric), ``losses`` (method to data set to mean negative log-likelihood of the first
+    right answer, in nats, and ``all``) and ``against`` (of each method but the first its mean difference from the first, with a 95 %
+    interval over contexts). All files are read once before the first question, so that a wrong file, or a package that a metric needs,
+    is named at the start.
 
     Args:
         make_runtime: ``make_runtime(method=, store=, budget=)`` gives a Runtime.
@@ -82,21 +94,23 @@ def run_benchmark(
     """
     benchmark = _checked(options)
     counts, metrics = _plan(benchmark, options)
-    tally = Tally(counts.total() * len(options.methods), progress)
+    tally, losses = Tally(counts.total() * len(options.methods), progress), Losses()
     model, window = "", 0
     for method in options.methods:
         with tempfile.TemporaryDirectory(prefix="agent-memory-eval-") as folder:
-            with make_runtime(method=method, store=Path(folder) / "store", budget=options.budget) as runtime:
+            attends = method if shown_by(method) is None else "full"
+            with make_runtime(method=attends, store=Path(folder) / "store", budget=options.budget) as runtime:
                 model, window = runtime.model_id.architecture, runtime.window
                 answers = _answers(runtime, method, benchmark, options)
-                for _, given in groupby(answers, key=lambda one: one[0].pieces):
-                    for item, said in given:
-                        tally.add(method, item.dataset, benchmark.metrics[item.metric](said, item))
+                for pieces, given in groupby(answers, key=lambda one: one.item.pieces):
+                    for one in given:
+                        tally.add(method, one.item.dataset, one.parts)
+                        losses.add(method, one.item.dataset, _digest("\0".join(pieces)), one.loss)
                     if note is not None:
                         note(tally.said_of(method))
     return {
         "task": options.name, "model": model, "window": window, "truncate": options.truncate, "summary": tally.summary(),
-        "counts": dict(counts), "metrics": metrics,
+        "counts": dict(counts), "metrics": metrics, "losses": losses.means(), "against": losses.against(options.methods[0]),
     }  # fmt: skip
 
 
@@ -106,8 +120,11 @@ def _checked(options: BenchmarkOptions) -> Benchmark:
         raise ConfigError(f"benchmark {options.name!r} is unknown; there are {', '.join(BENCHMARKS)}")
     if not options.files:
         raise ConfigError(f"name at least one file of {options.name}")
-    if (options.limit is not None and options.limit < 1) or (options.max_new_tokens is not None and options.max_new_tokens < 1):
-        raise ConfigError("limit and max_new_tokens must be at least 1")
+    if any(count is not None and count < 1 for count in (options.limit, options.drawn, options.max_new_tokens)):
+        raise ConfigError("limit, drawn and max_new_tokens must be at least 1")
+    for method in options.methods:
+        if (shown := shown_by(method)) is not None:
+            shown.check()  # a package that is missing is better missed now than after hours
     tokens_kept(options.truncate)
     return BENCHMARKS[options.name]
 
@@ -128,33 +145,80 @@ def _plan(benchmark: Benchmark, options: BenchmarkOptions) -> tuple[Counter[str]
 
 
 def _items(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
+    """The questions that are asked, in the order of the files."""
+    kept = list(_kept(benchmark, options))
+    if options.drawn is not None and options.drawn < len(kept):
+        numbers = random.Random(options.seed).sample(range(len(kept)), options.drawn)  # noqa: S311 - reproducible, not secret
+        kept = [kept[number] for number in sorted(numbers)]
+    yield from kept
+
+
+def _kept(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
     taken: Counter[str] = Counter()
+    by_evidence = "evidence" in options.methods
     for file in options.files:
         for item in benchmark.read(file):
+            if (options.datasets and item.dataset not in options.datasets) or (by_evidence and not has_evidence(item)):
+                continue
             taken[item.dataset] += 1
             if options.limit is None or taken[item.dataset] <= options.limit:
                 yield item
 
 
-def _answers(runtime: Runtime, method: str, benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[tuple[Item, str]]:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a method made of a question.
+
+    Attributes:
+        parts: of its score.
+        loss: negative log-likelihood of the first right answer, nats.
+    """
+
+    item: Item
+    parts: tuple[float, ...]
+    loss: float
+
+
+Asked = tuple[str | None, tuple[str, ...], list[Item]]
+"""System prompt, pieces of context, and the questions that share them."""
+
+
+def _contexts(runtime: Runtime, method: str, benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Asked]:
+    """The contexts that a method is given, and what is asked about each."""
+    shown = shown_by(method)
+    for (system, pieces), questions in groupby(_items(benchmark, options), key=lambda item: (item.system, item.pieces)):
+        group = list(questions)
+        if shown is None:
+            yield system, cut_middle(pieces, [item.question for item in group], runtime.tokenizer, tokens_kept(options.truncate)), group
+            continue
+        for item in group:
+            yield (
+                system,
+                shown.passages(item, lambda text: len(runtime.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)),
+                [item],
+            )
+
+
+def _answers(runtime: Runtime, method: str, benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[_Answer]:
     """Every question and its answer; those that follow each other with the same context share it."""
     kept = _Kept(options, method, runtime)
-    groups = groupby(_items(benchmark, options), key=lambda item: (item.system, item.pieces))
-    for number, ((system, pieces), questions) in enumerate(groups):
-        group = list(questions)
-        pieces = cut_middle(pieces, [item.question for item in group], runtime.tokenizer, tokens_kept(options.truncate))
+    for number, (system, pieces, group) in enumerate(_contexts(runtime, method, benchmark, options)):
         context = _digest("\0".join([system or "", *pieces]))
-        known = [(item, kept.answer(context, item)) for item in group]
-        yield from ((item, said) for item, said in known if said is not None)
-        left = [item for item, said in known if said is None]
+        known = [(item, kept.answer(context, item, benchmark)) for item in group]
+        yield from (answer for _, answer in known if answer is not None)
+        left = [item for item, answer in known if answer is None]
         if left:
             with _filled(runtime, f"{options.name} {number}", system, pieces) as session:
                 for item in left:
-                    longest = options.max_new_tokens or item.max_new_tokens
-                    with asked_on_a_fork(runtime, session, f"{session.name}/{item.id}") as child:
-                        said = child.reply(item.question, max_new_tokens=longest, stop=item.stop)
-                    kept.add(context, item, said)
-                    yield item, said
+                    yield kept.add(context, item, benchmark, *_asked(runtime, session, item, options))
+
+
+def _asked(runtime: Runtime, session: Session, item: Item, options: BenchmarkOptions) -> tuple[str, float]:
+    """What is answered, and how unlikely the first right answer is."""
+    name = f"{session.name}/{item.id}"
+    with asked_on_a_fork(runtime, session, name) as child:
+        said = child.reply(item.question, max_new_tokens=options.max_new_tokens or item.max_new_tokens, stop=item.stop)
+    return said, answer_loss(runtime, session, item.question, item.answers[0], name) if item.answers else 0.0
 
 
 @contextmanager
@@ -218,7 +282,8 @@ def cut_middle(pieces: tuple[str, ...], questions: Sequence[str], tokenizer: Any
 
 
 class _Kept:
-    """One method's answers in the file that keeps them, one JSON object a line. Their words are kept, so that they can be judged again."""
+    """One method's answers in the file that keeps them, one JSON object a line. Their words are kept, so that they can be judged again;
+    where they were taken out, since they may not be passed on, the score stands for them."""
 
     def __init__(self, options: BenchmarkOptions, method: str, runtime: Runtime) -> None:
         self._file, self._torn = options.resume, False
@@ -226,18 +291,25 @@ class _Kept:
             "task": options.name, "method": method, "model": _digest(json.dumps(runtime.model_id.to_dict(), sort_keys=True)),
             "window": runtime.window, "truncate": options.truncate, "max_new_tokens": options.max_new_tokens,
         }  # fmt: skip
-        self._answers: dict[str, str] = {row["prompt"]: row["answer"] for row in self._rows() if self._run.items() <= row.items()}
+        self._found = {row["prompt"]: row for row in self._rows() if self._run.items() <= row.items()}
 
-    def answer(self, context: str, item: Item) -> str | None:
+    def answer(self, context: str, item: Item, benchmark: Benchmark) -> _Answer | None:
         """What was answered to a question after the context with that digest."""
-        return self._answers.get(context + _digest(item.question))
+        row = self._found.get(context + _digest(item.question))
+        if row is None or row.get("loss") is None:
+            return None
+        said, parts = row["answer"], tuple(row["parts"])
+        return _Answer(item, parts if said is None else benchmark.metrics[item.metric](said, item), row["loss"])
 
-    def add(self, context: str, item: Item, answer: str) -> None:
+    def add(self, context: str, item: Item, benchmark: Benchmark, said: str, loss: float) -> _Answer:
+        """Judge an answer and keep it."""
+        found = _Answer(item, benchmark.metrics[item.metric](said, item), round(loss, 5))
         if self._file is not None:
+            row = {"id": item.id, "prompt": context + _digest(item.question), "answer": said, "parts": found.parts, "loss": found.loss}
             with self._file.open("a", encoding="utf-8") as out:
-                row = {**self._run, "id": item.id, "prompt": context + _digest(item.question), "answer": answer}
-                out.write("\n" * self._torn + json.dumps(row) + "\n")
+                out.write("\n" * self._torn + json.dumps({**self._run, **row}) + "\n")
             self._torn = False
+        return found
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are whole: where a run was killed, a part of one may stand."""

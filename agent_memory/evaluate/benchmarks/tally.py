@@ -1,6 +1,6 @@
 """Scores of answers, summed up while they are given.
 
-Knows the parts of scores; does not know who gave them.
+Knows the parts of scores, and losses; does not know who gave them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+from ..statistics import bootstrap_ratio
 from ..work import Progress
 
 
@@ -47,3 +49,41 @@ class Tally:
         """One line of a method's scores so far."""
         scores = self.summary().get(method, {})
         return f"{method}: " + ", ".join(f"{name} {score:.1f} after {self._given[method, name]}" for name, score in scores.items())
+
+
+class Losses:
+    """Negative log-likelihoods of right answers, nats an answer, by method, data set and context."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[str, str, float]]] = {}
+
+    def add(self, method: str, dataset: str, context: str, loss: float) -> None:
+        """Add one; questions about one context are not independent of each other."""
+        self._found.setdefault(method, []).append((dataset, context, loss))
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Method to data set to mean loss, and that of all as ``all``."""
+        return {
+            method: {
+                name: round(_mean([loss for dataset, _, loss in rows if name in (dataset, "all")]), 5)
+                for name in (*dict.fromkeys(dataset for dataset, _, _ in rows), "all")
+            }
+            for method, rows in self._found.items()
+        }
+
+    def against(self, base: str) -> dict[str, dict[str, Any]]:
+        """Of every other method: mean difference of its losses to those of ``base``, and its 95 % interval, contexts being drawn with
+        replacement; None where there is one context only."""
+        return {method: self._against(method, base) for method in self._found if method != base}
+
+    def _against(self, method: str, base: str) -> dict[str, Any]:
+        sums, counts = dict[str, float](), Counter[str]()
+        for (_, context, mine), (_, _, theirs) in zip(self._found[method], self._found[base], strict=True):
+            sums[context] = sums.get(context, 0.0) + mine - theirs
+            counts[context] += 1
+        interval = None if len(sums) < 2 else bootstrap_ratio(list(sums.values()), [counts[context] for context in sums])
+        return {"difference": sum(sums.values()) / counts.total(), "interval": interval, "contexts": len(sums)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

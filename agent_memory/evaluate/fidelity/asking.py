@@ -1,24 +1,23 @@
 """Asking on a fork: a gold answer forced token by token along the path of a real reply and the reply the model gives by itself, or how
 a text goes on, scored token by token.
 
-Knows Sessions, logits and transformers' logits processors; does not know where memory is from or what the losses are compared with.
+Knows Sessions and logits; does not know where memory is from or what the losses are compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from ...conversation import HISTORY_SEEN
 from ...runtime import Runtime
 from ...session import Session
 from ...types import Message
+from ..forced import forced_reply
 from ..fork import asked_on_a_fork
 from .documents import Continuation, Document, Encode, Question
 
@@ -38,31 +37,6 @@ class Response:
     log_probabilities: Tensor
     greedy: bool
     reply: str | None
-
-
-class ForcedTokens(LogitsProcessor):
-    """Makes a reply say given tokens, and remembers how likely each was.
-
-    Args:
-        ids: the tokens of the reply, in order.
-        counted: from which of them on log-probabilities are kept.
-    """
-
-    def __init__(self, ids: Sequence[int], counted: int) -> None:
-        self._ids, self._counted, self._at = list(ids), counted, 0
-        self.rows: list[Tensor] = []
-        self.greedy: list[bool] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``[1, vocabulary]`` that leave only the next of the tokens."""
-        gold = self._ids[self._at]
-        self.greedy.append(int(scores[0].argmax()) == gold)
-        if self._at >= self._counted:
-            self.rows.append(torch.log_softmax(scores[0].float(), dim=-1).cpu())
-        self._at += 1
-        forced = torch.full_like(scores, float("-inf"))
-        forced[0, gold] = 0.0
-        return forced
 
 
 def ask(runtime: Runtime, session: Session, question: Question | Continuation, name: str, replies: bool = True) -> Response:
@@ -92,10 +66,7 @@ def _answered(runtime: Runtime, session: Session, question: Question, name: str,
     """
 
     ids, counted = question.tokens(encoder(runtime))
-    forced = ForcedTokens(ids, counted)
-    with asked_on_a_fork(runtime, session, name) as child:
-        child.append("user", question.text, prefill=False)
-        _exhaust(child, max_new_tokens=len(ids), processors=[forced])
+    forced = forced_reply(runtime, session, question.text, ids, counted, name)
     rows = torch.stack(forced.rows)
     nll = tuple(-float(row[token]) for row, token in zip(rows.double(), ids[counted:], strict=True))
     greedy = all(forced.greedy[counted:])
@@ -112,11 +83,6 @@ def prompt_ids(runtime: Runtime, document: Document, question: Question) -> list
     asked = Message("user", question.text)
     ids = runtime.chat.append(asked, previous=told, system=document.system)
     return ids + runtime.chat.generation_prompt(previous=[*told, asked][-HISTORY_SEEN:], system=document.system)
-
-
-def _exhaust(session: Session, **options: Any) -> None:
-    for _ in session.generate(**options):
-        pass
 
 
 def _reply(session: Session, question: Question) -> str:

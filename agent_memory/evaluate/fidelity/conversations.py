@@ -7,7 +7,6 @@ know models or methods.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -110,18 +109,20 @@ class _Cutter:
 
     def __init__(self, talk: Conversation, options: ConversationOptions, count_tokens: CountTokens) -> None:
         self._talk, self._options = talk, options
-        self._lines = [(day, text) for day, held in enumerate(talk.days) for _, text in held.lines]
-        self._numbers = {name: number for number, name in enumerate(name for day in talk.days for name, _ in day.lines)}
+        days, passages = talk.context.sections, talk.context.passages
+        self._headings = [day.heading for day in days]
+        self._headings[0] = talk.context.opening + self._headings[0]
+        self._lines = [(day, text) for day, held in enumerate(days) for _, text in held.passages]
+        self._numbers = {name: number for number, (name, _) in enumerate(passages)}
         followed = count_tokens(FOLLOWING)  # how line ends become tokens depends on what follows them
         self._sizes = [count_tokens(text + FOLLOWING) - followed for _, text in self._lines]
-        self._headings = [count_tokens(day.heading + FOLLOWING) - followed for day in talk.days]
+        self._heading_sizes = [count_tokens(heading + FOLLOWING) - followed for heading in self._headings]
 
     def fitting(self) -> Iterator[_Asked]:
         """The questions that can be asked about a cut."""
         for item in self._talk.items:
-            named = re.findall(r"D\d+:\d+", str(item.meta.get("evidence") or ""))
-            turns = [self._numbers[name] for name in named if name in self._numbers]
-            if item.meta["category"] in CATEGORIES and turns and len(turns) == len(named):
+            turns = [self._numbers[name] for name in item.evidence if name in self._numbers]
+            if item.meta["category"] in CATEGORIES and turns and len(turns) == len(item.evidence):
                 asked = _Asked(item, min(turns), max(turns))
                 if self._tokens(asked.first, asked.last) <= self._options.length:
                     yield asked
@@ -143,7 +144,7 @@ class _Cutter:
         first, stop = self._widened(first, last)
         days: dict[int, str] = {}
         for day, text in self._lines[first:stop]:
-            days[day] = days.get(day, self._talk.days[day].heading) + text
+            days[day] = days.get(day, self._headings[day]) + text
         messages = as_user(days.values())
         inside = sum(self._sizes[first:stop])
         questions = tuple(
@@ -167,7 +168,7 @@ class _Cutter:
     def _tokens(self, first: int, last: int) -> int:
         """Of turns ``[first, last]``, with the headings of their days."""
         days = range(self._lines[first][0], self._lines[last][0] + 1)
-        return sum(self._sizes[first : last + 1]) + sum(self._headings[day] for day in days)
+        return sum(self._sizes[first : last + 1]) + sum(self._heading_sizes[day] for day in days)
 
 
 def _question(item: Item, benchmark: str, options: ConversationOptions, depth: float | None) -> Question:
