@@ -1,6 +1,6 @@
 """Recall on real pretrained weights: the measurements of docs/methods.md, `python benchmarks/real_model.py --data FOLDER [NAME...]`.
 
-Each is one run of `agent-memory eval fidelity` whose command is printed first. FOLDER holds public files under the names `FILES` says.
+Each is one run of `agent-memory eval` whose command is printed first. FOLDER holds public files under the names `FILES` says.
 What is measured is kept in `benchmarks/results`, a row a document, so that a run that was stopped goes on; of benchmarks whose texts may
 not be passed on, only numbers are kept there.
 """
@@ -25,6 +25,7 @@ FILES = {
     "lectures": "coursera.jsonl",
     "pages": "natural_question_first8.jsonl",
     "talks": "locomo_first5.json",  # snap-research/LoCoMo, data/locomo10.json, its first five conversations
+    "topics": "topic_retrieval_longchat.jsonl",
 }
 
 DIGITS = 6
@@ -37,15 +38,17 @@ class Campaign:
 
     Attributes:
         asks: what it answers.
-        options: of `eval fidelity`; a name in braces is one of `FILES`.
-        methods: what is compared with full attention.
+        options: of the command; a name in braces is one of `FILES`.
+        methods: what is compared, with full attention or with each other.
         texts: whether replies may be kept.
+        task: of `agent-memory eval`.
     """
 
     asks: str
     options: str
     methods: tuple[str, ...]
     texts: bool = True
+    task: str = "fidelity"
 
 
 CAMPAIGNS = {
@@ -84,6 +87,20 @@ CAMPAIGNS = {
         "--on multi-key --haystack {papers} --keys animals --lengths 6000 --samples 4 --seed 3000 --modes read --no-replies",
         ("recall:attended=1024",),
     ),
+    "locomo": Campaign(
+        "questions about whole conversations, beside the last tokens, text retrieval, and evidence alone",
+        "--file {talks} --data-set multi-hop --data-set temporal --data-set single-hop --draw 160 --seed 1000",
+        ("streaming:attended=2048", "recall", "bm25", "evidence"),
+        texts=False,
+        task="locomo",
+    ),
+    "topics": Campaign(
+        "the topics of long records of many conversations",
+        "--file {topics} --samples 30",
+        ("streaming:attended=2048", "recall"),
+        texts=False,
+        task="leval",
+    ),
 }  # fmt: skip
 
 
@@ -92,7 +109,18 @@ def command(name: str, data: Path, rows: Path) -> list[str]:
     campaign = CAMPAIGNS[name]
     files = {key: str(data / file) for key, file in FILES.items()}
     words = [word.format(**files) for word in campaign.options.split()]
-    return ["agent-memory", "eval", "fidelity", "--model", "smollm2", *words, "--method", ",".join(campaign.methods), "--resume", str(rows)]
+    return [
+        "agent-memory",
+        "eval",
+        campaign.task,
+        "--model",
+        "smollm2",
+        *words,
+        "--method",
+        ",".join(campaign.methods),
+        "--resume",
+        str(rows),
+    ]
 
 
 def fit_to_keep(line: str, texts: bool) -> str:
@@ -101,6 +129,8 @@ def fit_to_keep(line: str, texts: bool) -> str:
     for outcome in row.get("outcomes", ()):
         if outcome["answers"] is not None and not texts:
             outcome["answers"]["reply"] = None
+    if "answer" in row and not texts:
+        row["answer"] = None
     return json.dumps(row)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agent_memory_kernels import operations
 
-from ..attention.methods import Method, Sizes
+from ..attention.methods import Method, Sizes, make_method
 from ..attention.selectors import RecallSelector
 from ..attention.selectors.recall import RecallRule
 from ..attention.selectors.recall.certified import Certified
@@ -39,18 +39,33 @@ def long_layer(tokens: int, dtype: torch.dtype, rule: RecallRule, alike: float =
     return MadeUpLayer(LayerShape(HEADS, KV_HEADS, DIM, dtype), method, tokens, alike)
 
 
+WINDOWS = (8_192, 131_072)
+"""Trained windows of models of this shape, Llama-3-8B and Llama-3.1-8B: a memory that fits is scored at true distances throughout."""
+
+
+def layer_by_mass(tokens: int, dtype: torch.dtype, window: int) -> MadeUpLayer:
+    """The layer after so many tokens, with the default rule."""
+    return MadeUpLayer(LayerShape(HEADS, KV_HEADS, DIM, dtype), make_method("recall", window), tokens)
+
+
 def attention_layer(lengths: tuple[int, ...], progress: Progress, dtype: torch.dtype = torch.bfloat16) -> Iterator[Ratio]:
-    """R1: a decode step of the layer, recall against dense attention in torch's best form and in the form most people run."""
+    """R1: a decode step of the layer, recall against dense attention in torch's best form and in the form most people run; by the best
+    key of each Block, and by attention mass, the default of language models."""
+    shape: dict[str, Any] = {"dtype": str(dtype), "query_heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
     for tokens, target in zip(lengths, ("4x", "15x"), strict=False):
         for label, rule in (("", ALONE), (", echo", replace(ALONE, echo=RecallRule(blocks=1).echo))):
             progress(f"R1: one layer over {tokens:,} tokens")
             layer = long_layer(tokens, dtype, rule)
             packed, as_used = dense(tokens, dtype)
-            shape: dict[str, Any] = {"tokens": tokens, "dtype": str(dtype), "query_heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
-            settings = shape | {"recalled": SIZES.recalled, "local": SIZES.local, "scan": rule.scan, "echo": rule.echo}
+            settings = shape | {"tokens": tokens, "recalled": SIZES.recalled, "local": SIZES.local, "scan": rule.scan, "echo": rule.echo}
             yield compare(f"R1 layer {tokens:,}{label}", layer.decode, packed, settings, target="" if label else target)
             if not label:
                 yield compare(f"R1 layer {tokens:,} as used", layer.decode, as_used, settings, target="30x" if tokens > 100_000 else "")
+        for window in WINDOWS:
+            progress(f"R1: one layer over {tokens:,} tokens, by mass, window {window:,}")
+            layer, packed = layer_by_mass(tokens, dtype, window), dense(tokens, dtype)[0]
+            settings = shape | {"tokens": tokens, "window": window, "attended": layer.method.attended}
+            yield compare(f"R1 layer {tokens:,}, mass, window {window:,}", layer.decode, packed, settings, target=target)
 
 
 def summed_attention(tokens: int, progress: Progress, dtype: torch.dtype = torch.bfloat16) -> Iterator[Ratio]:

@@ -27,6 +27,10 @@ BLOCKS_READ = 4
 MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes"})
 """Options of ``score=mass``, beside sizes."""
 
+GROUP_SHARE, LARGEST_GROUP = 32, 64
+"""A group of the default rule is this part of the attended tokens, and at most so many. A choice of 64 queries costs little more than one of
+16: keys are read, gathered and turned once for all of them."""
+
 PROBES = 64
 """Clusters that a choice by mass looks into by default."""
 
@@ -43,7 +47,7 @@ class Recall:
             votes that hear each other.
         attended: tokens of the attended set: sink, recalled, local and group.
         local: tokens before a group that are always attended.
-        group: queries that share a choice.
+        group: queries that share a choice; by default 16, and for ``mass`` a thirty-second of ``attended``, 16 to 64.
         blocks: Blocks read for each choice at most; by default four times as many as the recalled tokens would fill, and for ``max``, which
             recalls whole Blocks, as many.
         positions: where recalled Blocks stand: ``true`` at their distance, where the window has room for it; ``packed`` one after another.
@@ -57,7 +61,7 @@ class Recall:
     score: str | None = None
     attended: int | None = None
     local: int | None = None
-    group: int = GROUP_TOKENS
+    group: int | None = None
     blocks: int | None = None
     positions: str | None = None
     estimate_unread: bool | None = None
@@ -131,20 +135,27 @@ class Recall:
 
     def _sizes(self, given: Given, score: str) -> Sizes:
         """A sink that covers the head, the local tokens, and recalled Blocks in between."""
+        attended = min(ATTENDED_DEFAULT, given.window) if self.attended is None else self.attended
+        group = self._group(attended, score)
         if score == "max" and self.attended is None and self.local is None:
             sizes = derive_sizes(given.window, given.head)
-            bounded("recall: group", self.group, 1, sizes.local, f"local and group tokens of a window of {given.window}")
-            return replace(sizes, local=sizes.local + sizes.group - self.group, group=self.group)
+            bounded("recall: group", group, 1, sizes.local, f"local and group tokens of a window of {given.window}")
+            return replace(sizes, local=sizes.local + sizes.group - group, group=group)
         sink = rounded_head(given.head)
-        attended = min(ATTENDED_DEFAULT, given.window) if self.attended is None else self.attended
-        least = sink + 2 * BLOCK_TOKENS + self.group
+        least = sink + 2 * BLOCK_TOKENS + group
         bounded("recall: attended", attended, least, given.window, f"sink, a Block, local tokens and a group; the window of {given.window}")
         local = max(attended // LOCAL_SHARE // BLOCK_TOKENS, 1) * BLOCK_TOKENS if self.local is None else self.local
         most = attended - sink - BLOCK_TOKENS
-        bounded("recall: group", self.group, 1, most - 1, f"local and group tokens of attended={attended}")
-        bounded("recall: local", local, 1, most - self.group, f"what attended={attended} leaves beside sink, a Block and a group")
-        recalled = (attended - sink - local - self.group) // BLOCK_TOKENS * BLOCK_TOKENS
-        return Sizes(sink, recalled, attended - sink - recalled - self.group, self.group)
+        bounded("recall: group", group, 1, most - 1, f"local and group tokens of attended={attended}")
+        bounded("recall: local", local, 1, most - group, f"what attended={attended} leaves beside sink, a Block and a group")
+        recalled = (attended - sink - local - group) // BLOCK_TOKENS * BLOCK_TOKENS
+        return Sizes(sink, recalled, attended - sink - recalled - group, group)
+
+    def _group(self, attended: int, score: str) -> int:
+        if self.group is not None:
+            return self.group
+        shared = attended // GROUP_SHARE // GROUP_TOKENS * GROUP_TOKENS
+        return GROUP_TOKENS if score == "max" else min(max(shared, GROUP_TOKENS), LARGEST_GROUP)
 
     def _position_map(self, score: str, window: int, reach: int | None) -> tuple[str, PositionMap]:
         where = self.positions or ("true" if score == "mass" else "packed")

@@ -22,8 +22,7 @@ class MassConfig:
         window: a timeline of so many tokens is scored at true distances throughout.
         reach: of a longer one, as many tokens before a query, its own with them.
         estimate_unread: attend to the mean values of parts that are scored at their true distance and not read, too.
-        probes: clusters of like keys beyond ``reach`` that a KV head looks into for a token that chooses alone; half as many for a group of
-            tokens that share a choice, which is less exact anyway. 0 scores every key.
+        probes: clusters of like keys beyond ``reach`` that a KV head looks into; 0 scores every key.
     """
 
     tokens: int
@@ -48,10 +47,6 @@ class MassConfig:
     def fewest(self) -> int:
         """Tokens in clusters from which on they are looked up there; of fewer most would be looked at anyway."""
         return 2 * self.probes * MEMBERS
-
-    def probes_of(self, tokens: int) -> int:
-        """Clusters that are looked into for so many tokens that share a choice."""
-        return self.probes if tokens == 1 else -(-self.probes // 2)
 
     def first(self, last: Tensor) -> Tensor:
         """The first Block that is scored at its true distance from queries up to tokens ``last``."""
