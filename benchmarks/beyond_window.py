@@ -123,12 +123,12 @@ def asked(runtime: Runtime, session: Session, questions: Sequence[Question]) -> 
 
 def measure(args: argparse.Namespace, rows: Measured) -> list[tuple[str, Outcomes]]:
     """Outcomes of each way, document by document."""
-    documents = Documents(args)
+    documents, numbers = Documents(args), range(args.first, args.first + args.documents)
     wanted = [way for way in ways(documents.window, args.method, args.beside) if way.name in (*args.ways, *args.beside)]
-    keys = {(way.name, number): _key(args, way, number, documents.tokens) for number in range(args.documents) for way in wanted}
+    keys = {(way.name, number): _key(args, way, number, documents.tokens) for number in numbers for way in wanted}
     missing = {at for at, key in keys.items() if key not in rows}
     with tqdm(total=len(missing), unit="row", disable=None) as bar:
-        for number in range(args.documents):
+        for number in numbers:
             left = [way for way in wanted if (way.name, number) in missing]
             for (made, inside), some in groupby(left, key=lambda way: (way.made, way.inside)):
                 document = documents.make(number, inside)
@@ -139,7 +139,7 @@ def measure(args: argparse.Namespace, rows: Measured) -> list[tuple[str, Outcome
                         with opened(args, folder, way.read, document, bar) as (runtime, session):
                             rows.keep(keys[way.name, number], asked(runtime, session, document.questions))  # type: ignore[arg-type]
                         bar.update()
-    return [(way.name, [rows[keys[way.name, number]] for number in range(args.documents)]) for way in wanted]
+    return [(way.name, [rows[keys[way.name, number]] for number in numbers]) for way in wanted]
 
 
 def _key(args: argparse.Namespace, way: Way, number: int, tokens: int) -> dict[str, Any]:
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of a document beyond the window; by default twice the window")
     parser.add_argument("--facts", type=int, default=8, help="and questions, of each document")
     parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--first", type=int, default=0, help="number of the first document, to share the work")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--beside", nargs="*", default=[], metavar="METHOD", help="others that read the same memory")
     parser.add_argument("--seed", type=int, default=4000)

@@ -3,7 +3,7 @@
 A document with facts is read once by the method, and its memory kept in `--store`. Each question is then asked on forks, with the right
 answer forced, twice: with the method as it is, and with every key scored. While the first is read, both choose at every layer for the same
 queries, and the share of attention that the tokens of one choice hold is compared with that of the other. `decoded` are tokens of answers,
-which choose alone; `groups` those of the questions, of which sixteen share a choice.
+which choose alone; `groups` those of the questions, which share a choice.
 """
 
 from __future__ import annotations

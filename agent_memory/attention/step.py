@@ -1,7 +1,7 @@
 """One forward pass over memory: each layer appends its keys and values, then attends to sink, recalled, local and own tokens.
 
 Knows the absolute grid of query groups; does not know models, text or files. While a group ends inside the attended set it attends to
-everything at true positions; beyond, the queries of a group of 16 share one selection, whatever the forward was cut into. A token that is
+everything at true positions; beyond, the queries of a group share one selection, whatever the forward was cut into. A token that is
 decoded chooses alone: the other queries of its group would only crowd out what it looks for.
 """
 
