@@ -5,14 +5,12 @@ Knows the absolute grid of groups and token indices; does not know keys, or what
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from ..memory.session_kv import SessionKV
 from .methods import Sizes
 from .pieces import Piece
-from .positions import Attended, PositionMap
+from .positions import Attended, PositionMap, again
 from .region import Region
 from .selectors import Bounds
 
@@ -47,8 +45,4 @@ class Place:
         if self._regions is None:
             self._regions = positions.regions(near)
             return self._regions
-        spans = [slice(region.first, region.first + region.keys.shape[2]) for region in self._regions]
-        return [
-            replace(region, keys=near.keys[:, :, span], values=near.values[:, :, span])
-            for region, span in zip(self._regions, spans, strict=True)
-        ]
+        return again(self._regions, near)

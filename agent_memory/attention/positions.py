@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -109,6 +109,15 @@ class WindowPositions:
             before = bool((tokens.amax(-1) < queries[:, :1]).all())
             visible = present[:, :, None] if before else present[:, :, None] & (tokens[:, :, None] <= queries[:, None, :, None])
         return [Region(attended.keys, attended.values, queries - first, positions[:, 0] if positions.shape[1] == 1 else positions, visible)]
+
+
+def again(regions: list[Region], attended: Attended) -> list[Region]:
+    """Regions of the same tokens with another layer's keys and values: where a key stands depends on tokens alone."""
+    spans = [slice(region.first, region.first + region.keys.shape[2]) for region in regions]
+    return [
+        replace(region, keys=attended.keys[:, :, span], values=attended.values[:, :, span])
+        for region, span in zip(regions, spans, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

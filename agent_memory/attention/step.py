@@ -21,7 +21,7 @@ from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .pieces import Piece, cut
 from .place import Place
-from .positions import Attended, PositionMap, TruePositions, WindowPositions, true_but_split
+from .positions import Attended, PositionMap, TruePositions, WindowPositions, again, true_but_split
 from .recent_queries import RecentQueries
 from .region import (
     Attention,
@@ -124,6 +124,7 @@ class MemoryStep:
         group = 1 if method.sizes is None else method.sizes.group
         self._chosen: dict[int, Selection] = {}
         self._places: dict[int, Place] = {}
+        self._dense_regions: dict[tuple[int | None, int, int], list[Region]] = {}
         self._buffers = Buffers()
         self.pieces = cut(self.start, self.stop, method.attended, group, since)
 
@@ -159,19 +160,23 @@ class MemoryStep:
         everything = self.method.sizes is None and width is None
         positions: PositionMap = self.method.positions if everything else TruePositions(width)
         first = 0 if width is None else max(0, start - width + 1)
-        return self._attend(rule, q[None], self._whole(rule, first, start, stop), positions, (start, stop))[0].transpose(0, 1)
+        attended = self._whole(rule, first, start, stop)
+        known = self._dense_regions.get((width, start, stop))
+        regions = positions.regions(attended) if known is None else again(known, attended)
+        self._dense_regions.setdefault((width, start, stop), regions)
+        return self._attend(rule, q[None], attended, regions, (start, stop))[0].transpose(0, 1)
 
     def _attend(
         self,
         rule: LayerRule,
         queries: Tensor,
         attended: Attended,
-        positions: PositionMap,
+        regions: list[Region],
         span: tuple[int, int],
         unread: Attention | None = None,
     ) -> Tensor:
         """Attention of ``queries [G, H, T, d]``, of tokens ``[start, stop)``, to attended keys and what stands for those not read."""
-        parts = turned(queries, positions.regions(attended), self.turning(rule, "all"))
+        parts = turned(queries, regions, self.turning(rule, "all"))
         self._count_attended(queries, parts, span[0])
         if self._shares is None or span[1] != self.stop:
             return attend(queries, parts, rule, self.ops, [] if unread is None else [unread])
@@ -233,7 +238,7 @@ class MemoryStep:
             (chosen,) = self._choose(rule, [groups], layer, self._nears(rule, [groups]))
             attended = self._attended(rule, groups, chosen, sizes)
         if piece.stop > self._settled or not (piece.dense or piece.stop - piece.start == sizes.group):
-            return self._attend(rule, q[None], attended, positions, (piece.start, piece.stop))[0].transpose(0, 1)
+            return self._attend(rule, q[None], attended, positions.regions(attended), (piece.start, piece.stop))[0].transpose(0, 1)
         parts = turned(q[None], positions.regions(attended), self.turning(rule, "all"))
         out, mass = attend_and_weigh(q[None], parts, rule, self.ops)
         kept.add(mass[0], int(attended.tokens[0, 0, parts[0].region.first]), piece.stop)
@@ -256,7 +261,8 @@ class MemoryStep:
                 out = self._join(rule, one, near, selection, sizes)
             else:
                 attended = self._attended(rule, one, selection, sizes)
-                out = self._attend(rule, one.queries, attended, self.method.positions, (one.place.first, one.place.stop), selection.unread)
+                regions, span = self.method.positions.regions(attended), (one.place.first, one.place.stop)
+                out = self._attend(rule, one.queries, attended, regions, span, selection.unread)
             outputs.append(out.permute(0, 2, 1, 3).flatten(0, 1))
         return outputs
 

@@ -18,7 +18,7 @@ from agent_memory.errors import UnsupportedModel
 from agent_memory.model.certify import Layer, certify, embeddings, identity, window_of
 from agent_memory.model.interface import ATTENTION, ROUTE, AttentionStep, LayerSpec, attention_configs, implementation
 from agent_memory.model.kv_cache import PassingCache
-from agent_memory.model.rope import Rope, half_rotation
+from agent_memory.model.rope import Pair, Rope, half_rotation
 
 __all__ = ["AttachReport", "Attachment", "AttentionStep", "LayerSpec", "attach", "inspect"]
 
@@ -65,6 +65,7 @@ class Attachment:
         self._ropes: list[Rope] = list({id(layer.rope): layer.rope for layer in layers if layer.rope is not None}.values())
         self._lock = threading.RLock()
         self._step: AttentionStep | None = None
+        self._bare: tuple[Pair, Pair] | None = None
         self._hooks = [layer.module.register_forward_pre_hook(self._hook(layer.spec), with_kwargs=True) for layer in layers]
 
     def cos_sin(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ class Attachment:
                 made: Tensor = self.model(**inputs, logits_to_keep=1 if logits == "last" else 0).logits
                 return made
             finally:
-                self._step = None
+                self._step = self._bare = None
                 for rope, state in zip(self._ropes, states, strict=True):
                     rope.restore(state)
 
@@ -147,10 +148,17 @@ class Attachment:
             if self._step is None:
                 return None
             pair = kwargs["position_embeddings"]
-            bare = None if pair is None else identity(pair)
-            return args, {**kwargs, "position_embeddings": bare, ROUTE: _StepRoute(self._step, spec)}
+            return args, {**kwargs, "position_embeddings": self._bare_of(pair), ROUTE: _StepRoute(self._step, spec)}
 
         return unrotated
+
+    def _bare_of(self, pair: Pair | None) -> Pair | None:
+        """The pair that rotates nothing, for a pair that most layers of a forward share."""
+        if pair is None:
+            return None
+        if self._bare is None or self._bare[0] is not pair:
+            self._bare = (pair, identity(pair))
+        return self._bare[1]
 
     def _nothing(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
         empty = torch.empty((1, n, 0), dtype=self.dtype, device=device)

@@ -28,8 +28,8 @@ MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes"})
 """Options of ``score=mass``, beside sizes."""
 
 GROUP_SHARE, LARGEST_GROUP = 32, 64
-"""A group of the default rule is this part of the attended tokens, and at most so many. A choice of 64 queries costs little more than one of
-16: keys are read, gathered and turned once for all of them."""
+"""A group of the default rule is this part of the attended tokens, and at most so many. A choice of 64 queries costs little more than one
+of 16: keys are read, gathered and turned once for all of them."""
 
 PROBES = 64
 """Clusters that a choice by mass looks into by default."""
