@@ -84,7 +84,7 @@ class MassSelector:
             return Selection(bounds.tokens(blocks), not bounds.lost.any(), "memory", 0, blocks=blocks)
         first = _noted(bounds, (self.config, "first"), lambda: self.config.first(ask.positions[:, -1]))
         nearest, farthest = _noted(bounds, (self.config, "edges"), lambda: (int(first.min()), int(first.max())))
-        clusters = self._clusters(layer, nearest)
+        clusters = self._clusters(layer, nearest, ask.asking)
         start = 0 if clusters is None else clusters.blocks
         field = _noted(bounds, (self.config, start), lambda: _field(bounds, first, nearest, start))
         scan = Scan(self.config, self._ops, ask, scaling, layer, Scanned(start, field.blocks.shape[1], first, nearest, farthest))
@@ -96,13 +96,13 @@ class MassSelector:
             unread = Attention(*(_joined(parts, scan.pieces) for parts in zip(*attention, strict=True)))
         return Selection(_joined(chosen, scan.pieces), False, "no", scored, unread=unread)
 
-    def _clusters(self, layer: LayerKV, first: int) -> LayerClusters | None:
-        """The layer's, if they are so many that keys are looked up there, and none of their keys stands at its true distance; while the
+    def _clusters(self, layer: LayerKV, first: int, tokens: int) -> LayerClusters | None:
+        """The layer's, if they are so many that so many tokens look keys up there, and none of their keys stands at its true distance; while the
         timeline fits the trained window, all do."""
         clusters = layer.clusters
         if clusters is None or not self.config.probes or clusters.blocks > first:
             return None
-        return clusters if clusters.blocks * BLOCK_TOKENS >= self.config.fewest else None
+        return clusters if clusters.blocks * BLOCK_TOKENS >= self.config.fewest(tokens) else None
 
     def _choose(
         self, scan: Scan, heads: slice, groups: slice, field: _Field, layer: LayerKV, clusters: LayerClusters | None
