@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from agent_memory.attention.methods import make_method
 from agent_memory.evaluate.fidelity.asking import ask, encoder
 from agent_memory.evaluate.fidelity.documents import Document, Question
 from agent_memory.evaluate.fidelity.needles import NeedleDocuments, NeedleOptions
@@ -125,7 +126,7 @@ def measure(args: argparse.Namespace, rows: Measured) -> list[tuple[str, Outcome
     """Outcomes of each way, document by document."""
     documents, numbers = Documents(args), range(args.first, args.first + args.documents)
     wanted = [way for way in ways(documents.window, args.method, args.beside) if way.name in (*args.ways, *args.beside)]
-    keys = {(way.name, number): _key(args, way, number, documents.tokens) for number in numbers for way in wanted}
+    keys = {(way.name, number): _key(args, way, number, documents) for number in numbers for way in wanted}
     missing = {at for at, key in keys.items() if key not in rows}
     with tqdm(total=len(missing), unit="row", disable=None) as bar:
         for number in numbers:
@@ -142,11 +143,14 @@ def measure(args: argparse.Namespace, rows: Measured) -> list[tuple[str, Outcome
     return [(way.name, [rows[keys[way.name, number]] for number in numbers]) for way in wanted]
 
 
-def _key(args: argparse.Namespace, way: Way, number: int, tokens: int) -> dict[str, Any]:
-    """What a row depends on; of what is inside the window, no method and no length."""
-    method = "full" if way.inside else args.method
+def _key(args: argparse.Namespace, way: Way, number: int, documents: Documents) -> dict[str, Any]:
+    """What a row depends on, every option of a method written out; of what is inside the window, no method and no length."""
     facts = {"keys": args.keys, "seed": args.seed, "facts": args.facts, "document": number}
-    return {"model": args.model, "way": way.name, "method": method, "tokens": 0 if way.inside else tokens, **facts}
+    if way.inside:
+        return {"model": args.model, "way": way.name, "made": "full", "read": "full", "tokens": 0, **facts}
+    made, read = (make_method(spec, documents.window).spec for spec in (way.made, way.read))
+    name = way.name if way.name in WAYS else "beside"
+    return {"model": args.model, "way": name, "made": made, "read": read, "tokens": documents.tokens, **facts}
 
 
 def tell(found: Sequence[tuple[str, Outcomes]]) -> None:
