@@ -22,6 +22,7 @@ from agent_memory.attention.trace import Trace
 from agent_memory.bench.compare import Ratio, compare
 from agent_memory.bench.run import commit, keep, machine
 from agent_memory.engine import MemoryEngine
+from agent_memory.errors import ConfigError
 from agent_memory.runtime import Runtime
 from agent_memory.session import Session
 from agent_memory.types import Budget, GenerationRequest
@@ -32,8 +33,15 @@ CHUNK = 256
 
 @contextmanager
 def cut_to(runtime: Runtime, session: Session, tokens: int) -> Iterator[MemoryEngine]:
-    """The first ``tokens`` of a Session's memory, on a fork of its keys and values."""
+    """The first ``tokens`` of a Session's memory, on a fork of its keys and values.
+
+    Raises:
+        ConfigError: there are not so many yet.
+    """
     engine = session.engine
+    if tokens > engine.kv.length:
+        there = f"session {session.name!r} has keys and values of {engine.kv.length:,} tokens"
+        raise ConfigError(f"{there}, not of {tokens:,}; read its text to the end")
     kv = engine.kv.fork(tokens, engine.kv.source)
 
     def ids(start: int, stop: int) -> torch.Tensor:
@@ -122,7 +130,7 @@ def measure(args: argparse.Namespace) -> Iterator[Ratio]:
                 yield beside_generate(runtime, engine, args.steps, target)
         growth: dict[str, Any] = {"growth": True, "rounds": 4}
         for long, short in ((64_000, 8_000), (128_000, 64_000)):
-            if long <= session.tokens:
+            if long <= session.engine.kv.length:
                 with at(long) as far, at(short) as near:
                     ours, baseline = reply(far, args.steps), reply(near, args.steps)
                     yield compare(f"step at {long:,} against {short:,}", ours, baseline, detail, target="at most 1.5x", **growth)
