@@ -97,8 +97,8 @@ class MassSelector:
         return Selection(_joined(chosen, scan.pieces), False, "no", scored, unread=unread)
 
     def _clusters(self, layer: LayerKV, first: int, tokens: int) -> LayerClusters | None:
-        """The layer's, if they are so many that so many tokens look keys up there, and none of their keys stands at its true distance; while the
-        timeline fits the trained window, all do."""
+        """The layer's, if there are enough of them for so many tokens to look keys up, and none of their keys stands at its true distance;
+        while the timeline fits the trained window, all do."""
         clusters = layer.clusters
         if clusters is None or not self.config.probes or clusters.blocks > first:
             return None
