@@ -103,9 +103,10 @@ def run_benchmark(
                 model, window = runtime.model_id.architecture, runtime.window
                 answers = _answers(runtime, method, benchmark, options)
                 for pieces, given in groupby(answers, key=lambda one: one.item.pieces):
+                    context = _digest("\0".join(pieces))
                     for one in given:
                         tally.add(method, one.item.dataset, one.parts)
-                        losses.add(method, one.item.dataset, _digest("\0".join(pieces)), one.loss)
+                        losses.add(method, one.item.dataset, context, one.loss)
                     if note is not None:
                         note(tally.said_of(method))
     return {
@@ -146,14 +147,14 @@ def _plan(benchmark: Benchmark, options: BenchmarkOptions) -> tuple[Counter[str]
 
 def _items(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
     """The questions that are asked, in the order of the files."""
-    kept = list(_kept(benchmark, options))
+    kept = list(_choosable(benchmark, options))
     if options.drawn is not None and options.drawn < len(kept):
         numbers = random.Random(options.seed).sample(range(len(kept)), options.drawn)  # noqa: S311 - reproducible, not secret
         kept = [kept[number] for number in sorted(numbers)]
     yield from kept
 
 
-def _kept(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
+def _choosable(benchmark: Benchmark, options: BenchmarkOptions) -> Iterator[Item]:
     taken: Counter[str] = Counter()
     by_evidence = "evidence" in options.methods
     for file in options.files:
