@@ -10,7 +10,7 @@ import torch
 from ..memory.session_kv import SessionKV
 from .methods import Sizes
 from .pieces import Piece
-from .positions import Attended, PositionMap, again
+from .positions import Attended, PositionMap, with_kv_of
 from .region import Region
 from .selectors import Bounds
 
@@ -45,4 +45,4 @@ class Place:
         if self._regions is None:
             self._regions = positions.regions(near)
             return self._regions
-        return again(self._regions, near)
+        return with_kv_of(self._regions, near)

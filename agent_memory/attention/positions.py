@@ -111,7 +111,7 @@ class WindowPositions:
         return [Region(attended.keys, attended.values, queries - first, positions[:, 0] if positions.shape[1] == 1 else positions, visible)]
 
 
-def again(regions: list[Region], attended: Attended) -> list[Region]:
+def with_kv_of(regions: list[Region], attended: Attended) -> list[Region]:
     """Regions of the same tokens with another layer's keys and values: where a key stands depends on tokens alone."""
     spans = [slice(region.first, region.first + region.keys.shape[2]) for region in regions]
     return [

@@ -21,7 +21,7 @@ from ..memory.session_kv import SessionKV
 from .methods import Method, Sizes
 from .pieces import Piece, cut
 from .place import Place
-from .positions import Attended, PositionMap, TruePositions, WindowPositions, again, true_but_split
+from .positions import Attended, PositionMap, TruePositions, WindowPositions, true_but_split, with_kv_of
 from .recent_queries import RecentQueries
 from .region import (
     Attention,
@@ -162,7 +162,7 @@ class MemoryStep:
         first = 0 if width is None else max(0, start - width + 1)
         attended = self._whole(rule, first, start, stop)
         known = self._dense_regions.get((width, start, stop))
-        regions = positions.regions(attended) if known is None else again(known, attended)
+        regions = positions.regions(attended) if known is None else with_kv_of(known, attended)
         self._dense_regions.setdefault((width, start, stop), regions)
         return self._attend(rule, q[None], attended, regions, (start, stop))[0].transpose(0, 1)
 
