@@ -62,4 +62,6 @@ def _as_it_was(spec: str, window: int) -> str:
     selection, plus, positions = spec.partition("+")
     if selection.startswith(BY_MASS) and ":reach=" not in selection:
         selection += f":reach={window}:probes=0"
+    if selection.startswith(BY_MASS) and ":most_probes=" not in selection:
+        selection += f":most_probes={selection.partition(':probes=')[2].partition(':')[0]}"
     return selection + plus + positions

@@ -78,20 +78,23 @@ def _split_heads(attended: Attended, rank: Tensor, visible: Tensor, count: int) 
 
 @dataclass(frozen=True)
 class WindowPositions:
-    """Keys stand at their true distance where there is room for it, and packed at the far end of that room where they are further away.
+    """Keys stand at their true distance where there is room for it, and at the far end of that room where they are further away.
 
     There is room for a timeline that fits the trained window, and for ``reach`` tokens of one that does not. A key's position is the larger
     of its rank in the attended set and its place in a room that ends with the last query. Both ascend with the tokens, so no two keys share
-    a position, and the order is kept. Up to ``window`` tokens this is plain rotary attention. Sink tokens come first and local ones last:
+    a position, and the order is kept. Recalled keys that are ``clipped`` have no rank: all that are further away stand at one distance, as
+    in ReRoPE (github.com/bojone/rerope). Up to ``window`` tokens this is plain rotary attention. Sink tokens come first and local ones last:
     both stand where they do without any that are recalled.
 
     Attributes:
         window: the trained one, in tokens.
-        reach: positions that are used beyond it, at least as many as are attended; None is the window.
+        reach: positions that are used beyond it, at least as many as are attended, those left out that are clipped; None is the window.
+        clipped: whether recalled keys further away share a distance.
     """
 
     window: int
     reach: int | None = None
+    clipped: bool = False
 
     def regions(self, attended: Attended) -> list[Region]:
         """One causal Region."""
@@ -101,8 +104,9 @@ class WindowPositions:
         first = (last - (self.reach or self.window) + 1).clamp(min=0).masked_fill(last < self.window, 0)
         positions = tokens.clamp(min=0)
         if bool(first.any()):
-            rank = attended.before + present.cumsum(-1) - 1
-            positions = torch.maximum(rank.clamp(min=0), tokens - first[:, None])
+            room = (tokens - first[:, None]).clamp(min=0)
+            clipped = self.clipped and attended.recalled == tokens.shape[-1]
+            positions = room if clipped else torch.maximum(attended.before + present.cumsum(-1) - 1, room)
         visible = None
         if not (bool(present.all()) and bool((tokens[..., -1] <= queries[:, :1]).all())):
             # A recalled token comes before every query: one row says which are there.

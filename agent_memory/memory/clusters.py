@@ -195,18 +195,23 @@ class LayerClusters:
         """Clusters of the KV head that has the fewest."""
         return min(len(head) for head in self.heads)
 
+    @property
+    def most(self) -> int:
+        """Clusters of the KV head that has the most."""
+        return max(len(head) for head in self.heads)
+
     def pending(self, tokens: int) -> int:
         """Of so many tokens, those that have to be taken in and are not yet."""
         return max(0, tokens - self.behind - self.blocks * BLOCK_TOKENS)
 
     def tables(self) -> ClusterTables:
         """Tables of all KV heads, cut behind the last cluster of any of them."""
-        return self._tables.cut(max(len(head) for head in self.heads))
+        return self._tables.cut(self.most)
 
     def in_runs(self) -> tuple[Tensor, Tensor]:
         """``centres`` fp32 ``[Hk, C, d]`` and ``reach`` fp32 ``[Hk, C]`` of all KV heads, filled up to a multiple of ``RUN`` with clusters
         that reach nowhere."""
-        rows = -(-max(len(head) for head in self.heads) // RUN) * RUN
+        rows = -(-self.most // RUN) * RUN
         return self._tables.centres[:, :rows], self._tables.reach[:, :rows]
 
     def members_of(self, clusters: Tensor) -> Tensor:

@@ -118,6 +118,20 @@ def test_fewer_keys_than_a_lookup_costs_are_all_scored(count: int, most: int) ->
     assert torch.equal(more.tokens, every.tokens) and some.keys_scored != every.keys_scored
 
 
+def test_of_many_clusters_an_eighth_is_looked_into() -> None:
+    layer, _ = memory(6)
+    assert layer.clusters is not None
+    eighth, queries = layer.clusters.most // 8, queries_of(2)
+    assert 2 < eighth < 30
+    stops = [TOKENS - 16, TOKENS]
+    few, grown, bounded, expected = (
+        choose(config, layer, queries, stops)
+        for config in (settings(2), replace(settings(2), most_probes=30), replace(settings(2), most_probes=4), settings(eighth))
+    )
+    assert torch.equal(grown.tokens, expected.tokens) and grown.keys_scored == expected.keys_scored
+    assert few.keys_scored < bounded.keys_scored < grown.keys_scored
+
+
 def test_while_everything_stands_at_its_true_distance_every_key_is_scored() -> None:
     layer, _ = memory(5)
     wide = replace(settings(2), window=TOKENS + 64)

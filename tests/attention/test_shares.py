@@ -29,8 +29,11 @@ from tests.attention.test_maps import KV_HEADS as SCOPE
 from tests.attention.test_maps import PLACED, RULES, case
 
 HEADS, KV_HEADS, DIM, WINDOW, SLIDING = 4, 2, 32, 256, 50
-PACKED, WINDOWED = dense.full(), dense.full()
-"""Keys stand at their ranks; at their ranks, or where they are in a window that ends with the query."""
+REACH = WINDOW // 2
+"""Of ``recall`` for so small a window."""
+PACKED, WINDOWED, CLIPPED = dense.full(), dense.full(), dense.full()
+"""Keys stand at their ranks; where they are in a room of ``REACH`` tokens that ends with the query, or at their ranks where that is more;
+the same, but that only the sink has ranks."""
 LAYERS = [
     (dense.Rule(DIM**-0.5), None),
     (dense.Rule(0.3, softcap=4.0, sinks=torch.tensor([-1.0, 0.0, 1.0, 3.0])), None),
@@ -122,6 +125,7 @@ class Timeline:
     def _expect(self, index: int, rule: dense.Rule, query: torch.Tensor, width: int | None) -> None:
         """Add the weights of the query of the newest token, by definition."""
         i, sizes = self.keys[index].shape[1] - 1, self.method.sizes
+        first = 0 if sizes is None else sizes.sink
         chosen = self.noted.last[-1].tokens[-1] if self.noted.last else torch.empty(1, 0, dtype=torch.int64)
         if width is not None:
             near, how = torch.arange(max(0, i - width + 1), i + 1)[None], dense.full()
@@ -136,12 +140,14 @@ class Timeline:
             own = chosen[head % len(chosen)]
             tokens = torch.cat([near[0], own[own >= 0]]).sort().values
             at = torch.arange(len(tokens)) if how is PACKED or how is WINDOWED else tokens
-            at = torch.maximum(at, tokens - max(0, i - WINDOW + 1)) if how is WINDOWED else at
+            room = tokens - max(0, i - (REACH if i >= WINDOW else WINDOW) + 1)
+            at = torch.maximum(at, room) if how is WINDOWED else at
+            at = torch.where(tokens < first, tokens, room.clamp(min=0)) if how is CLIPPED else at
             heads = slice(head * 2, head * 2 + 2)
             part = replace(rule, sinks=None if rule.sinks is None else rule.sinks[heads])
             keys = self.keys[index][None, head : head + 1, tokens]
             weights = dense.weights(query[None, heads], keys, at[None, None], at[None, -1:], how, part)[0, :, 0]
-            recalled, sink = torch.isin(tokens, own), tokens < (0 if sizes is None else sizes.sink)
+            recalled, sink = torch.isin(tokens, own), tokens < first
             self.recalled.index_add_(0, tokens[recalled], weights.sum(0)[recalled])
             self.peaks[tokens[recalled]] = torch.maximum(self.peaks[tokens[recalled]], weights.mean(0)[recalled])
             self.sink += float(weights[:, sink].sum()) + len(weights) - float(weights.sum())
@@ -151,7 +157,8 @@ class Timeline:
 PLACES = {
     "recall:score=max:attended=256:local=112": PACKED,
     "recall:score=max:pool=false:scope=kv_head:echo=0:vote=max:angle=64": PACKED,
-    "recall:score=mass:estimate_unread=false": WINDOWED,
+    "recall:score=mass:attended=128:positions=true:estimate_unread=false": WINDOWED,
+    "recall:score=mass:estimate_unread=false": CLIPPED,
     "recall:score=mass:estimate_unread=false+dca": dense.MAPS["dca"],
     "reattention": PACKED,
     "streaming": PACKED,

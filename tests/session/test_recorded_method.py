@@ -89,6 +89,14 @@ def test_a_session_of_before_there_was_a_reach_reaches_as_far_as_its_window(capl
     assert combined.spec is not None and ":reach=2048" in combined.spec and "+rerope" in combined.spec
 
 
+def test_a_session_of_a_fixed_number_of_clusters_keeps_it() -> None:
+    mine = make_method("recall", 2048)
+    assert mine.spec is not None and ":probes=64" in mine.spec and ":most_probes=256" in mine.spec
+    written = ":".join(option for option in mine.spec.split(":") if "most_probes" not in option)
+    found = method_of("old", {"method": written, "window": 2048}, mine, 2048, make_method)
+    assert found.spec == mine.spec.replace("most_probes=256", "most_probes=64")
+
+
 def test_every_option_is_written_down(runtime: Runtime) -> None:
     spec = what_is_recorded(runtime.method(0), 512, None)["method"]
     again = make_method(spec, 512, choosers=frozenset({2}))
@@ -113,8 +121,10 @@ def test_options_of_the_other_score_are_refused() -> None:
         "recall:score=mass:echo=2": "echo is an option of score=max",
         "recall:score=max:estimate_unread=true": "estimate_unread is an option of score=mass",
         "recall:score=best": "choose one of mass, max",
-        "recall:positions=near": "choose one of true, packed",
+        "recall:positions=near": "choose one of clipped, true, packed",
         "recall:attended=4096": "attended=4096 cannot be used",
+        "recall:reach=60": "reach=60 cannot be used: it must be between",
+        "recall:attended=256:positions=true:reach=200": "reach=200 cannot be used: it must be between 256",
         "recall:attended=256:local=250": "local=250 cannot be used",
         "recall:score=mass:attended=144:local=8:group=8": "local=8 cannot be used: it must be between 24",
         "streaming:attended=4096": "attended=4096 cannot be used",

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...types import BLOCK_TOKENS, GROUP_TOKENS
-from ..positions import PackedPositions, PositionMap, WindowPositions
+from ..positions import PackedPositions, WindowPositions
 from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
 from ..selectors.recall import RecallRule
 from .base import Given, Method, Sizes, bounded, derive_sizes, rounded_head
@@ -24,15 +24,21 @@ LOCAL_SHARE = 8
 BLOCKS_READ = 4
 """Blocks that recalled tokens are taken from by default, for each that they would fill."""
 
-MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes"})
+MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes", "most_probes"})
 """Options of ``score=mass``, beside sizes."""
 
 GROUP_SHARE, LARGEST_GROUP = 32, 64
 """A group of the default rule is this part of the attended tokens, and at most so many. A choice of 64 queries costs little more than one
 of 16: keys are read, gathered and turned once for all of them."""
 
-PROBES = 64
-"""Clusters that a choice by mass looks into by default."""
+REACH_SHARE, NEAREST_REACH = 8, 1024
+"""Beyond the trained window, keys within an eighth of it stand at their true distance; of a small window, so many tokens, up to half of it."""
+
+POSITIONS = ("clipped", "true", "packed")
+"""Where recalled keys may stand."""
+
+PROBES, MOST_PROBES = 64, 256
+"""Clusters that a choice by mass looks into by default: of a short memory, and of a long one."""
 
 MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
 """Options of ``score=max``, beside sizes."""
@@ -50,11 +56,14 @@ class Recall:
         group: queries that share a choice; by default 16, and for ``mass`` a thirty-second of ``attended``, 16 to 64.
         blocks: Blocks read for each choice at most; by default four times as many as the recalled tokens would fill, and for ``max``, which
             recalls whole Blocks, as many.
-        positions: where recalled Blocks stand: ``true`` at their distance, where the window has room for it; ``packed`` one after another.
+        positions: where recalled Blocks stand: ``clipped`` and ``true`` at their distance, where ``reach`` has room for it; those further
+            away at its end, ``clipped`` all at one distance, ``true`` in order; ``packed`` all one after another.
         estimate_unread: see :class:`MassConfig`.
         reach: tokens before a query, of a timeline that is longer than the trained window, that are scored and stand at their true
-            distance; half of the window by default. Models use the far end of their window badly.
+            distance. Models find what is far away badly: by default an eighth of the window, and 1,024 tokens of small ones; half of the
+            window unless keys are ``clipped``.
         probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
+        most_probes: see :class:`MassConfig`.
         scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
 
@@ -69,6 +78,7 @@ class Recall:
     scan: str | None = None
     clusters_from: int | None = None
     probes: int | None = None
+    most_probes: int | None = None
     found: int | None = None
     survivors: int | None = None
     vote: str | None = None
@@ -107,13 +117,14 @@ class Recall:
             rule.check(most)
             selector, named = RecallSelector(rule, given.ops), {name: getattr(rule, name) for name in sorted(MAX_OPTIONS)}
         else:
-            reach = max(given.window // 2, sizes.attended) if chosen.reach is None else chosen.reach
-            bounded("recall: reach", reach, sizes.attended, given.window, "the attended set and the trained window")
+            reach = chosen._reach(given.window, sizes)
             probes = PROBES if chosen.probes is None else chosen.probes
-            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes)
+            most_probes = (MOST_PROBES if chosen.probes is None else probes) if chosen.most_probes is None else chosen.most_probes
+            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most_probes)
             config.check()
             selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
-        where, positions = chosen._position_map(score, given.window, named.get("reach"))
+        where = chosen._where(score)
+        positions = PackedPositions() if where == "packed" else WindowPositions(given.window, named.get("reach"), where == "clipped")
         written = {"score": score, "attended": sizes.attended, "local": sizes.local, "group": sizes.group, "blocks": blocks}
         spec = spec_of("recall", {**written, "positions": where, **named})
         read = None if score == "max" else blocks
@@ -157,8 +168,17 @@ class Recall:
         shared = attended // GROUP_SHARE // GROUP_TOKENS * GROUP_TOKENS
         return GROUP_TOKENS if score == "max" else min(max(shared, GROUP_TOKENS), LARGEST_GROUP)
 
-    def _position_map(self, score: str, window: int, reach: int | None) -> tuple[str, PositionMap]:
-        where = self.positions or ("true" if score == "mass" else "packed")
-        if where not in ("true", "packed"):
-            raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of true, packed")
-        return where, WindowPositions(window, reach) if where == "true" else PackedPositions()
+    def _where(self, score: str) -> str:
+        where = self.positions or ("clipped" if score == "mass" else "packed")
+        if where not in POSITIONS:
+            raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of {', '.join(POSITIONS)}")
+        return where
+
+    def _reach(self, window: int, sizes: Sizes) -> int:
+        """Recalled keys that share a distance take no room in it; others need one that holds the whole attended set."""
+        clipped = self._where("mass") == "clipped"
+        least = sizes.attended - (sizes.recalled if clipped else 0)
+        wanted = max(window // REACH_SHARE, min(NEAREST_REACH, window // 2)) if clipped else window // 2
+        reach = max(wanted, least) if self.reach is None else self.reach
+        bounded("recall: reach", reach, least, window, "what is attended at its own place and the trained window")
+        return reach

@@ -11,6 +11,9 @@ from ....memory.cluster_tables import MEMBERS
 from ....memory.clusters import STEP_TOKENS
 from ....types import BLOCK_TOKENS
 
+CLUSTERS_A_PROBE = 8
+"""Of so many clusters one is looked into, of a long memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class MassConfig:
@@ -22,7 +25,8 @@ class MassConfig:
         window: a timeline of so many tokens is scored at true distances throughout.
         reach: of a longer one, as many tokens before a query, its own with them.
         estimate_unread: attend to the mean values of parts that are scored at their true distance and not read, too.
-        probes: clusters of like keys beyond ``reach`` that a KV head looks into; 0 scores every key.
+        probes: clusters of like keys beyond ``reach`` that a KV head looks into at least; 0 scores every key.
+        most_probes: an eighth of the clusters is looked into where that is more than ``probes``, up to this number.
     """
 
     tokens: int
@@ -31,6 +35,7 @@ class MassConfig:
     reach: int
     estimate_unread: bool = True
     probes: int = 0
+    most_probes: int = 0
 
     @property
     def period(self) -> int:
@@ -42,6 +47,10 @@ class MassConfig:
         """Newest tokens that are in no cluster: those within ``reach``, and so many more that how a text is cut into forwards makes no
         difference."""
         return -(-self.reach // STEP_TOKENS) * STEP_TOKENS
+
+    def looked_into(self, clusters: int) -> int:
+        """How many of so many clusters are looked into: of a longer memory more hold a share of the attention that counts."""
+        return max(self.probes, min(clusters // CLUSTERS_A_PROBE, self.most_probes))
 
     def fewest(self, tokens: int) -> int:
         """Tokens in clusters from which on so many tokens that share a choice look keys up there. What a lookup reads here and there costs

@@ -113,7 +113,7 @@ class MassSelector:
         _keep(weights, field.tokens, field.hidden)
         found = None
         if clusters is not None and layer.summary is not None:
-            found = look_up(scan, clusters, layer.summary, heads, groups, field.blocks, self.config.probes)
+            found = look_up(scan, clusters, layer.summary, heads, groups, field.blocks, self.config.looked_into(clusters.most))
         chosen = self._best(weights, found, field, scan.start)
         scored = 0 if found is None else found.scored
         if not self.config.estimate_unread:
