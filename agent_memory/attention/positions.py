@@ -82,8 +82,8 @@ class WindowPositions:
 
     There is room for a timeline that fits the trained window, and for ``reach`` tokens of one that does not. A key's position is the larger
     of its rank in the attended set and its place in a room that ends with the last query. Both ascend with the tokens, so no two keys share
-    a position, and the order is kept. Recalled keys that are ``clipped`` have no rank: all that are further away stand at one distance, as
-    in ReRoPE (github.com/bojone/rerope). Up to ``window`` tokens this is plain rotary attention. Sink tokens come first and local ones last:
+    a position, and the order is kept. Recalled keys that are ``clipped`` have no rank: all further away stand at one distance, as
+    in ReRoPE (github.com/bojone/rerope). Up to ``window`` tokens this is plain rotary attention. Sink tokens come first, local ones last:
     both stand where they do without any that are recalled.
 
     Attributes:

@@ -32,7 +32,7 @@ GROUP_SHARE, LARGEST_GROUP = 32, 64
 of 16: keys are read, gathered and turned once for all of them."""
 
 REACH_SHARE, NEAREST_REACH = 8, 1024
-"""Beyond the trained window, keys within an eighth of it stand at their true distance; of a small window, so many tokens, up to half of it."""
+"""Beyond the trained window, keys within an eighth of it stand at their true distance; of a small window so many tokens, up to half."""
 
 POSITIONS = ("clipped", "true", "packed")
 """Where recalled keys may stand."""
