@@ -82,9 +82,9 @@ class WindowPositions:
 
     There is room for a timeline that fits the trained window, and for ``reach`` tokens of one that does not. A key's position is the larger
     of its rank in the attended set and its place in a room that ends with the last query. Both ascend with the tokens, so no two keys share
-    a position, and the order is kept. Recalled keys that are ``clipped`` have no rank: all further away stand at one distance, as in ReRoPE
-    (github.com/bojone/rerope), and their logits are lowered by :func:`crowding`. Up to ``window`` tokens this is plain rotary attention.
-    Sink tokens come first and local ones last: both stand where they do without any that are recalled.
+    a position, and the order is kept. Recalled keys that are ``clipped`` have no rank: all further away stand at one distance, as
+    in ReRoPE (github.com/bojone/rerope). Up to ``window`` tokens this is plain rotary attention. Sink tokens come first, local ones last:
+    both stand where they do without any that are recalled.
 
     Attributes:
         window: the trained one, in tokens.
@@ -102,30 +102,17 @@ class WindowPositions:
         present = tokens >= 0
         last = queries[:, -1:]
         first = (last - (self.reach or self.window) + 1).clamp(min=0).masked_fill(last < self.window, 0)
-        positions, lowered = tokens.clamp(min=0), None
+        positions = tokens.clamp(min=0)
         if bool(first.any()):
             room = (tokens - first[:, None]).clamp(min=0)
-            if self.clipped and attended.recalled == tokens.shape[-1]:
-                positions, far = room, (tokens < first[:, None])[:, :, None]
-                lowered = far * crowding(last, self.window, self.reach or self.window)[:, None, None]
-            else:
-                positions = torch.maximum(attended.before + present.cumsum(-1) - 1, room)
+            clipped = self.clipped and attended.recalled == tokens.shape[-1]
+            positions = room if clipped else torch.maximum(attended.before + present.cumsum(-1) - 1, room)
         visible = None
         if not (bool(present.all()) and bool((tokens[..., -1] <= queries[:, :1]).all())):
             # A recalled token comes before every query: one row says which are there.
             before = bool((tokens.amax(-1) < queries[:, :1]).all())
             visible = present[:, :, None] if before else present[:, :, None] & (tokens[:, :, None] <= queries[:, None, :, None])
-        places = positions[:, 0] if positions.shape[1] == 1 else positions
-        return [Region(attended.keys, attended.values, queries - first, places, visible, lowered=lowered)]
-
-
-def crowding(last: Tensor, window: int, reach: int) -> Tensor:
-    """How much the logits of keys beyond ``reach`` are lowered, seen from queries up to tokens ``last``, fp32 of its shape, in nats.
-
-    All those keys together weigh as much as the ``window - reach`` that a model was trained to see there: ``ln((last + 1 - reach) /
-    (window - reach))``, and nothing while the timeline fits the window.
-    """
-    return ((last + 1 - reach) / max(window - reach, 1)).clamp(min=1).log()
+        return [Region(attended.keys, attended.values, queries - first, positions[:, 0] if positions.shape[1] == 1 else positions, visible)]
 
 
 def with_kv_of(regions: list[Region], attended: Attended) -> list[Region]:

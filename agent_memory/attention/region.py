@@ -29,7 +29,6 @@ class Region:
         visible: bool, broadcastable to ``[G, Hk, T, n]``; None if all keys are visible to all queries.
         tau: logit factor of each query, ``[T]`` or ``[G, T]``; None is 1.
         first: which of the attended keys is the Region's first one.
-        lowered: fp32, broadcastable to ``[G, Hk, T, n]``, what is taken off the logits; None is nothing.
     """
 
     keys: Tensor
@@ -39,7 +38,6 @@ class Region:
     visible: Tensor | None = None
     tau: Tensor | None = None
     first: int = 0
-    lowered: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Turned:
         region: which one.
         queries: ``[G, Hk, m, d]``.
         keys: ``[G, Hk, n, d]``.
-        bias: fp32, broadcastable to ``[G, Hk, m, n]``; None where all keys are visible and none is lowered.
+        bias: fp32, broadcastable to ``[G, Hk, m, n]``; None where all keys are visible.
     """
 
     region: Region
@@ -101,7 +99,7 @@ def turned(queries: Tensor, regions: Sequence[Region], turning: Turning) -> list
             q = q * _rows(region.tau, groups)[:, None, :, None].to(q.dtype)
         q = q.reshape(groups, kv_heads, heads // kv_heads * count, dim)
         k = turning.turned(region.keys, turns[2 * at + 1], ("keys", at))
-        parts.append(Turned(region, q, k, _bias(region, heads // kv_heads)))
+        parts.append(Turned(region, q, k, _bias(region.visible, heads // kv_heads)))
     return parts
 
 
@@ -247,12 +245,10 @@ def _rows(positions: Tensor, groups: int) -> Tensor:
     return positions.expand(groups, -1) if positions.dim() == 1 else positions
 
 
-def _bias(region: Region, share: int) -> Tensor | None:
-    """What is added to the logits of a Region, fp32 ``[.., share * T, n]``: rows of a GQA group come query head by query head.
+def _bias(visible: Tensor | None, share: int) -> Tensor | None:
+    """``[.., T, n]`` bool to ``[.., share * T, n]`` additive fp32: rows of a GQA group come query head by query head.
     One row for all queries stays one."""
-    bias = _additive(region.visible)
-    if region.lowered is not None:
-        bias = -region.lowered if bias is None else bias - region.lowered
+    bias = _additive(visible)
     return bias if share == 1 or bias is None or bias.shape[-2] == 1 else bias.repeat(*([1] * (bias.dim() - 2)), share, 1)
 
 

@@ -140,7 +140,7 @@ class Rule:
     sinks: Tensor | None = None
 
 
-def weights(queries: Tensor, keys: Tensor, tokens: Tensor, asked: Tensor, how: Map, rule: Rule, lowered: Tensor | float = 0.0) -> Tensor:
+def weights(queries: Tensor, keys: Tensor, tokens: Tensor, asked: Tensor, how: Map, rule: Rule) -> Tensor:
     """Share of each key in each query, by one softmax over all of them.
 
     Args:
@@ -150,7 +150,6 @@ def weights(queries: Tensor, keys: Tensor, tokens: Tensor, asked: Tensor, how: M
         asked: ``[G, T]``, token index of each query.
         how: the map.
         rule: scale, softcap and sinks.
-        lowered: what is taken off the logits of each key.
 
     Returns:
         ``[G, H, T, n]`` in float64; rows add up to one less the share of the sink logit.
@@ -163,7 +162,7 @@ def weights(queries: Tensor, keys: Tensor, tokens: Tensor, asked: Tensor, how: M
     logits = products * rule.scaling * how.tau(asked)[:, None, :, None]
     if rule.softcap is not None:
         logits = rule.softcap * torch.tanh(logits / rule.softcap)
-    logits = (logits - lowered).masked_fill((j < 0) | (j > i), float("-inf"))
+    logits = logits.masked_fill((j < 0) | (j > i), float("-inf"))
     if rule.sinks is not None:
         sink = rule.sinks.double()[None, :, None, None].expand(*logits.shape[:3], 1)
         return torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -102,24 +101,6 @@ def test_the_tokens_with_the_largest_mass_are_chosen(reach):
         assert len(tokens) == 128
         assert shares[head, tokens].sum() > 0.97 * best  # in 8 bits tokens that are about equal change places
     assert chosen.certified == "no" and not chosen.exact
-
-
-def test_a_crowd_of_keys_beyond_reach_counts_as_many_as_the_window_has_room_for():
-    """1,600 tokens, a window of 501 of which a query reaches 401: the 1,200 others weigh as 100 do."""
-    keys, values, queries = made(1600, sharp=1.0)
-    plain = MassConfig(tokens=256, blocks=50, window=501, reach=401)
-    layer, ask = layer_of(keys, values, plain.period), ask_of(queries, 1600, 32, 1600)
-    crowded, lowered = (
-        MassSelector(replace(plain, clipped=clipped), operations()).select([ask], SCALE, layer)[0] for clipped in (False, True)
-    )
-    logits = weights(keys, queries, 1600, 400)
-    logits[:, : 1600 - 400] -= math.log(1200 / 100)
-    shares = logits[:, 32:].softmax(-1).unflatten(0, (KV, -1)).mean(1)
-    for head in range(KV):
-        best = shares[head].topk(256).values.sum()
-        many, few = (choice.tokens[0, head] for choice in (crowded, lowered))
-        assert shares[head, few - 32].sum() > 0.97 * best > shares[head, many - 32].sum()
-        assert (few < 1200).sum() < (many < 1200).sum()
 
 
 def test_each_kv_head_chooses_for_itself_and_from_so_many_blocks():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +33,7 @@ REACH = WINDOW // 2
 """Of ``recall`` for so small a window."""
 PACKED, WINDOWED, CLIPPED = dense.full(), dense.full(), dense.full()
 """Keys stand at their ranks; where they are in a room of ``REACH`` tokens that ends with the query, or at their ranks where that is more;
-the same, but that only the sink has ranks, and that logits of keys outside the room are lowered."""
+the same, but that only the sink has ranks."""
 LAYERS = [
     (dense.Rule(DIM**-0.5), None),
     (dense.Rule(0.3, softcap=4.0, sinks=torch.tensor([-1.0, 0.0, 1.0, 3.0])), None),
@@ -144,12 +143,10 @@ class Timeline:
             room = tokens - max(0, i - (REACH if i >= WINDOW else WINDOW) + 1)
             at = torch.maximum(at, room) if how is WINDOWED else at
             at = torch.where(tokens < first, tokens, room.clamp(min=0)) if how is CLIPPED else at
-            crowded = max(0.0, math.log(max(i + 1 - REACH, 1) / (WINDOW - REACH))) if how is CLIPPED else 0.0
-            lowered = crowded * ((tokens >= first) & (room < 0)).double()
             heads = slice(head * 2, head * 2 + 2)
             part = replace(rule, sinks=None if rule.sinks is None else rule.sinks[heads])
             keys = self.keys[index][None, head : head + 1, tokens]
-            weights = dense.weights(query[None, heads], keys, at[None, None], at[None, -1:], how, part, lowered)[0, :, 0]
+            weights = dense.weights(query[None, heads], keys, at[None, None], at[None, -1:], how, part)[0, :, 0]
             recalled, sink = torch.isin(tokens, own), tokens < first
             self.recalled.index_add_(0, tokens[recalled], weights.sum(0)[recalled])
             self.peaks[tokens[recalled]] = torch.maximum(self.peaks[tokens[recalled]], weights.mean(0)[recalled])

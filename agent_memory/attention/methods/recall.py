@@ -120,16 +120,7 @@ class Recall:
             reach = chosen._reach(given.window, sizes)
             probes = PROBES if chosen.probes is None else chosen.probes
             most_probes = (MOST_PROBES if chosen.probes is None else probes) if chosen.most_probes is None else chosen.most_probes
-            config = MassConfig(
-                sizes.recalled,
-                blocks,
-                given.window,
-                reach,
-                chosen.estimate_unread is not False,
-                probes,
-                most_probes,
-                chosen._where(score) == "clipped",
-            )
+            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most_probes)
             config.check()
             selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
         where = chosen._where(score)

@@ -26,7 +26,6 @@ class MassConfig:
         reach: of a longer one, as many tokens before a query, its own with them.
         estimate_unread: attend to the mean values of parts that are scored at their true distance and not read, too.
         probes: clusters of like keys beyond ``reach`` that a KV head looks into at least; 0 scores every key.
-        clipped: keys beyond ``reach`` are scored with logits lowered as they are attended to; see :class:`.positions.WindowPositions`.
         most_probes: an eighth of the clusters is looked into where that is more than ``probes``, up to this number.
     """
 
@@ -37,7 +36,6 @@ class MassConfig:
     estimate_unread: bool = True
     probes: int = 0
     most_probes: int = 0
-    clipped: bool = False
 
     @property
     def period(self) -> int:

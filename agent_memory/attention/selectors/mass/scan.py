@@ -14,7 +14,6 @@ from agent_memory_kernels import Operations, Span
 
 from ....memory.layer_kv import LayerKV
 from ....types import BLOCK_TOKENS
-from ...positions import crowding
 from ..base import Ask, by_kv_head
 from .config import MassConfig
 
@@ -74,10 +73,9 @@ class Scan:
             (start, stop, by_kv_head(ask.rotated(queries, (ask.positions - origin).clamp(min=0)), self.heads))
             for start, stop, origin in _periods(least, self.count, layer.rotated_keys.period)
         ]
-        self._far = self._lowered = None
+        self._far = None
         if scanned.farthest > 0:
             self._far = by_kv_head(ask.rotated(queries, torch.full_like(ask.positions, config.reach - 1)), self.heads)
-            self._lowered = crowding(ask.positions[:, -1], config.window, config.reach) if config.clipped else None
 
     def weights(self, heads: slice, groups: slice) -> Tensor:
         """fp32 ``[s, n * 32, g, m]``: ``exp(logit - near)`` of each key of Blocks ``[start, count)``."""
@@ -94,14 +92,12 @@ class Scan:
         return out
 
     def far(self, heads: slice, groups: slice) -> tuple[Tensor, Tensor]:
-        """Queries ``[s, g, m, d]`` as they meet keys beyond ``reach``, and fp32 ``[s, g, m]``, what is added to the logits of keys whose
-        centre was subtracted, less what they are lowered by (before a softcap, where attention does it afterwards: only the order of
-        logits near the cap could differ)."""
+        """Queries ``[s, g, m, d]`` as they meet keys beyond ``reach``, and fp32 ``[s, g, m]``, what each adds to the logits of keys whose
+        centre was subtracted."""
         if self._far is None:
             raise RuntimeError("no key is beyond reach")
         rows = self._far[groups, heads].transpose(0, 1)
-        common = torch.einsum("sgmd,sd->sgm", rows.float(), self._summary.centre[heads]) * self.scaling
-        return rows, common if self._lowered is None else common - self._lowered[groups, None]
+        return rows, torch.einsum("sgmd,sd->sgm", rows.float(), self._summary.centre[heads]) * self.scaling
 
     def write(self, spans: list[Span], reference: Tensor, out: Tensor) -> None:
         """Write weights ``out [S, n, ...]`` relative to ``reference [S, ...]``."""
