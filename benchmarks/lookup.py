@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 
+from agent_memory.attention.methods import make_method
 from agent_memory.attention.selectors import Ask, MassConfig, MassSelector, Selection
 from agent_memory.attention.selectors.mass.scan import Scan, Scanned
 from agent_memory.evaluate.fidelity.asking import encoder
@@ -134,8 +135,9 @@ def measure(args: argparse.Namespace, rows: Measured) -> dict[bool, list[dict[st
         encode = encoder(runtime)
         needles = NeedleOptions(length=args.tokens - 384, haystack=args.haystack, keys=args.keys, seed=args.seed, facts=args.questions)
         document = NeedleDocuments(needles, lambda text: len(encode(text))).make(0)
+        spec = make_method(args.method, runtime.window).spec
         keys = {
-            (every, number): {"model": args.model, "method": args.method, "tokens": args.tokens, "keys": args.keys, "seed": args.seed}
+            (every, number): {"model": args.model, "method": spec, "tokens": args.tokens, "keys": args.keys, "seed": args.seed}
             | {"every": every, "question": number}
             for number in range(len(document.questions))
             for every in (False, True)

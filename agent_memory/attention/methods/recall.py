@@ -31,8 +31,8 @@ GROUP_SHARE, LARGEST_GROUP = 32, 64
 """A group of the default rule is this part of the attended tokens, and at most so many. A choice of 64 queries costs little more than one
 of 16: keys are read, gathered and turned once for all of them."""
 
-REACH_SHARE, NEAREST_REACH = 8, 1024
-"""Beyond the trained window, keys within an eighth of it stand at their true distance; of a small window so many tokens, up to half."""
+REACH_SHARE, NEAREST_REACH = 4, 1024
+"""Beyond the trained window, keys within a quarter of it stand at their true distance; of a small window so many tokens, up to half."""
 
 POSITIONS = ("clipped", "true", "packed")
 """Where recalled keys may stand."""
@@ -60,8 +60,8 @@ class Recall:
             away at its end, ``clipped`` all at one distance, ``true`` in order; ``packed`` all one after another.
         estimate_unread: see :class:`MassConfig`.
         reach: tokens before a query, of a timeline that is longer than the trained window, that are scored and stand at their true
-            distance. Models find what is far away badly: by default an eighth of the window, and 1,024 tokens of small ones; half of the
-            window unless keys are ``clipped``.
+            distance. Models find what is far away badly: by default a quarter of the window, and 1,024 tokens of small ones; half of
+            the window unless keys are ``clipped``.
         probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
         most_probes: see :class:`MassConfig`.
         scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
