@@ -111,19 +111,19 @@ class Recall:
         )
         most = sizes.recalled // BLOCK_TOKENS
         blocks = most * (1 if score == "max" else BLOCKS_READ) if chosen.blocks is None else chosen.blocks
+        where = chosen._where(score)
         selector: Selector
         if score == "max":
             rule = RecallRule(blocks, **{name: options[name] for name in MAX_OPTIONS & options.keys()})
             rule.check(most)
             selector, named = RecallSelector(rule, given.ops), {name: getattr(rule, name) for name in sorted(MAX_OPTIONS)}
         else:
-            reach = chosen._reach(given.window, sizes)
-            probes = PROBES if chosen.probes is None else chosen.probes
-            most_probes = (MOST_PROBES if chosen.probes is None else probes) if chosen.most_probes is None else chosen.most_probes
-            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most_probes)
+            reach = chosen._reach(given.window, sizes, where)
+            probes, most = (PROBES, MOST_PROBES) if chosen.probes is None else (chosen.probes, chosen.probes)
+            most = most if chosen.most_probes is None else chosen.most_probes
+            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most)
             config.check()
             selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
-        where = chosen._where(score)
         positions = PackedPositions() if where == "packed" else WindowPositions(given.window, named.get("reach"), where == "clipped")
         written = {"score": score, "attended": sizes.attended, "local": sizes.local, "group": sizes.group, "blocks": blocks}
         spec = spec_of("recall", {**written, "positions": where, **named})
@@ -174,9 +174,9 @@ class Recall:
             raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of {', '.join(POSITIONS)}")
         return where
 
-    def _reach(self, window: int, sizes: Sizes) -> int:
+    def _reach(self, window: int, sizes: Sizes, where: str) -> int:
         """Recalled keys that share a distance take no room in it; others need one that holds the whole attended set."""
-        clipped = self._where("mass") == "clipped"
+        clipped = where == "clipped"
         least = sizes.attended - (sizes.recalled if clipped else 0)
         wanted = max(window // REACH_SHARE, min(NEAREST_REACH, window // 2)) if clipped else window // 2
         reach = max(wanted, least) if self.reach is None else self.reach
