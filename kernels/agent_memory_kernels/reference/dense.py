@@ -131,6 +131,9 @@ def _top_stable(votes: Tensor, take: int) -> Tensor:
 
 def _top_few(votes: Tensor, take: int) -> Tensor:
     floor = torch.topk(votes, take, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    found = (votes >= floor).nonzero()[:, -1]
+    if len(found) == floor.numel() * take:  # no row has more that are as large as its last
+        return found.view(*votes.shape[:-1], take)
     above = votes > floor
     level = votes == floor
     room = take - above.sum(dim=-1, keepdim=True)

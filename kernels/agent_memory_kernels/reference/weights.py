@@ -59,8 +59,7 @@ def key_weights(
             rows are multiplied in fp32 as fast, and then no pass is needed that makes logits of integers.
     """
     if integers:
-        _integer_logits(spans, scale, out)
-        _to_weights(out, reference[:, None], softcap)
+        _integer_weights(spans, scale, reference, out, softcap)
         return
     at = 0
     for span in spans:
@@ -71,14 +70,8 @@ def key_weights(
         at = stop
 
 
-def _to_weights(logits: Tensor, reference: Tensor, softcap: float | None) -> None:
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    logits.sub_(reference).clamp_(max=LARGEST).exp_()
-
-
-def _integer_logits(spans: Sequence[Span], scale: float, out: Tensor) -> None:
-    """Write logits to ``out``, offsets added.
+def _integer_weights(spans: Sequence[Span], scale: float, reference: Tensor, out: Tensor, softcap: float | None) -> None:
+    """Write weights to ``out``.
 
     A query has one unit for all spans, its norm, which no rotation changes: one product makes logits of the integers of all of them.
     """
@@ -100,20 +93,24 @@ def _integer_logits(spans: Sequence[Span], scale: float, out: Tensor) -> None:
     steps = torch.diag_embed(unit * (scale / FINE))
     together[:, :rows], together[:, rows : 2 * rows] = steps * FINE, steps
     torch.bmm(products.float(), together, out=out)
-    _rescale(spans, out)
+    _rescale(spans, reference, out, softcap)
+    if softcap is not None:
+        out.div_(softcap).tanh_().mul_(softcap).sub_(reference[:, None])
+    out.clamp_(max=LARGEST).exp_()
 
 
-def _rescale(spans: Sequence[Span], logits: Tensor) -> None:
-    """Multiply products with the codes of keys by the steps of their Blocks, and add offsets."""
-    block = spans[0].keys[0][0].shape[1]
-    steps = torch.stack([torch.cat([span.keys[head][1] for span in spans]) for head in range(len(logits))])
-    by_block = logits.unflatten(1, (-1, block))
-    by_block.mul_(steps[..., None, None])
-    at = 0
+def _rescale(spans: Sequence[Span], reference: Tensor, products: Tensor, softcap: float | None) -> None:
+    """Multiply products with the codes of keys by the steps of their Blocks, add offsets, and where no cap comes between subtract the
+    reference."""
+    block, at = spans[0].keys[0][0].shape[1], 0
     for span in spans:
         stop = at + len(span.keys[0][0]) * block
-        if span.offset is not None:
-            logits[:, at:stop] += span.offset[:, None]
+        added = torch.zeros_like(reference) if span.offset is None else span.offset
+        if softcap is None:
+            added = added - reference
+        for some, (_, steps), one in zip(products[:, at:stop], span.keys, added, strict=True):
+            by_block = some.view(-1, block, some.shape[-1])
+            torch.addcmul(one, by_block, steps[:, None, None], out=by_block)
         at = stop
 
 
