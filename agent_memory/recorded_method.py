@@ -64,4 +64,6 @@ def _as_it_was(spec: str, window: int) -> str:
         selection += f":reach={window}:probes=0"
     if selection.startswith(BY_MASS) and ":most_probes=" not in selection:
         selection += f":most_probes={selection.partition(':probes=')[2].partition(':')[0]}"
+    if selection.startswith(BY_MASS) and ":cluster_tokens=" not in selection:
+        selection += ":cluster_tokens=128"
     return selection + plus + positions

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..attention.methods import make_method
+from ..attention.selectors import MassSelector
 from ..made_up import LayerShape, MadeUpLayer
+from ..types import BLOCK_TOKENS
 from .compare import Progress, Ratio, compare, counted
 
 SHAPE = LayerShape(9, 3, 64)
@@ -27,13 +29,20 @@ def layer_of(tokens: int, spec: str = "recall") -> MadeUpLayer:
 
 
 def bytes_to_choose(layer: MadeUpLayer) -> float:
-    """Bytes that a decoded token reads to choose, for each KV head: 8-bit keys, and centres, spreads and sizes of clusters."""
+    """Bytes that a decoded token reads to choose, for each KV head: 8-bit keys with a step a Block; of clusters 8-bit centres with their
+    steps, spreads and sizes, and of those it looks into, room for keys that are not there included, 8-bit keys with a step and a token
+    each."""
     before = layer.trace.keys_scored
     layer.decode()
     scored, clusters = (layer.trace.keys_scored - before) / SHAPE.kv_heads, layer.kv.layers[0].clusters
+    a_key, selector = SHAPE.head_dim + 4 / BLOCK_TOKENS, layer.method.selector
     every = scored > layer.kv.length - (layer.method.attended or 0)  # all that are not attended anyway
-    centres = 0.0 if clusters is None or every else sum(len(head) for head in clusters.heads) / SHAPE.kv_heads
-    return (scored - centres) * SHAPE.head_dim + centres * (4 * SHAPE.head_dim + 12)
+    if clusters is None or every or not isinstance(selector, MassSelector):
+        return scored * a_key
+    config, centres = selector.config, sum(len(head) for head in clusters.heads) / SHAPE.kv_heads
+    looked_into = config.looked_into(clusters.most) * config.cluster_tokens * (SHAPE.head_dim + 8)
+    late = layer.kv.length - clusters.blocks * BLOCK_TOKENS
+    return centres * (SHAPE.head_dim + 16) + looked_into + late * a_key
 
 
 def growth(lengths: tuple[int, int, int, int], progress: Progress) -> Iterator[Ratio]:

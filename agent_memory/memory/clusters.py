@@ -8,6 +8,7 @@ group that has too many members is halved instead, so that groups stay as fine a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +20,19 @@ from .halving import halve, rank
 STEP_TOKENS = 2048
 """Keys are added so many at a time, on an absolute grid, so that clusters are a function of the keys alone."""
 
+TINIEST = 1e-30
+"""So much above 0 that it can be divided by."""
+
 _EMPTY = -1
 
-Fetch = Callable[[Tensor], Tensor]
-"""Keys fp32 ``[n, d]`` of tokens int64 ``[n]``."""
+Coded = tuple[Tensor, Tensor]
+"""Keys in 8 bits: codes int8 ``[n, d]`` and their steps fp32 ``[n]``."""
+
+Fetch = Callable[[Tensor], Coded]
+"""Keys of tokens int64 ``[n]``."""
+
+FetchOfHead = Callable[[int, Tensor], Coded]
+"""The same of one KV head."""
 
 
 class KeyClusters:
@@ -35,7 +45,7 @@ class KeyClusters:
 
     def __init__(self, tables: ClusterTables, head: int) -> None:
         self.tables, self.tokens = tables, 0
-        self._head, self._count = head, 0
+        self.head, self._count = head, 0
 
     def __len__(self) -> int:
         return self._count
@@ -43,52 +53,66 @@ class KeyClusters:
     @property
     def centres(self) -> Tensor:
         """Mean key of each cluster, fp32 ``[C, d]``."""
-        return self.tables.centres[self._head, : self._count]
+        return self.tables.centres[self.head, : self._count]
 
     @property
     def reach(self) -> Tensor:
         """fp32 ``[C]``: how far along any direction the outermost member is expected beyond the centre, ``r * sqrt(2 ln(n) / d)``: the
         largest of n samples of a round normal distribution whose root mean square distance from its centre is r."""
-        return self.tables.reach[self._head, : self._count]
+        return self.tables.reach[self.head, : self._count]
 
     @property
     def members(self) -> Tensor:
-        """Tokens of each cluster, int32 ``[C, MEMBERS]``, padded with -1 at the end."""
-        return self.tables.members[self._head, : self._count]
+        """Tokens of each cluster, int32 ``[C, M]``, padded with -1 at the end."""
+        return self.tables.members[self.head, : self._count]
 
     @property
     def sizes(self) -> Tensor:
         """Members of each cluster, int64 ``[C]``."""
-        return self.tables.sizes[self._head, : self._count]
+        return self.tables.sizes[self.head, : self._count]
 
-    def add(self, keys: Tensor, fetch: Fetch) -> None:
-        """Add the next tokens' ``keys`` fp32 ``[n, d]``; clusters that get too many members are halved until they fit."""
-        tokens = torch.arange(self.tokens, self.tokens + len(keys), device=keys.device)
-        nearest = self._nearest(keys)
+    @property
+    def room(self) -> int:
+        """Members of a cluster at most."""
+        return self.tables.members.shape[2]
+
+    @property
+    def holds_keys(self) -> bool:
+        """Whether the keys of a cluster lie with it."""
+        return self.tables.steps.shape[2] > 0
+
+    def add(self, stop: int, fetch: Fetch) -> None:
+        """Add the tokens up to ``stop``; clusters that get too many members are halved until they fit."""
+        tokens = torch.arange(self.tokens, stop, device=self.sizes.device)
+        codes, steps = fetch(tokens)
+        nearest = self._nearest(_floats((codes, steps)))
         total = self.sizes + torch.bincount(nearest, minlength=self._count)
-        over = (total > MEMBERS)[nearest]
-        self._enter(nearest[~over], tokens[~over], keys[~over])
+        over = (total > self.room)[nearest]
+        self._enter(nearest[~over], tokens[~over], (codes[~over], steps[~over]))
         if bool(over.any()):
-            self._split((total > MEMBERS).nonzero()[:, 0], nearest[over], tokens[over], fetch)
-        self.tokens += len(keys)
+            self._split((total > self.room).nonzero()[:, 0], nearest[over], tokens[over], fetch)
+        self.tokens = stop
 
     def cut(self, tokens: int, fetch: Fetch) -> None:
         """Forget the members from token ``tokens`` on; clusters stay as they are, but for what they lose."""
         for at in (self.members >= tokens).any(1).nonzero()[:, 0].split(1024):
             rows = self.members[at]
             gone = rows >= tokens
-            lost = rows[gone].long()
             owners = at.repeat_interleave(gone.sum(1))
-            self._count_keys(owners, fetch(lost), -1)
-            kept = rows.masked_fill(gone, _EMPTY).sort(1, descending=True).values
+            self._count_keys(owners, _floats(fetch(rows[gone].long())), -1)
+            kept, order = rows.masked_fill(gone, _EMPTY).sort(1, descending=True)
             self.members[at] = kept
             self.sizes[at] = (kept >= 0).sum(1)
+            if self.holds_keys:
+                codes, steps = self.tables.codes[self.head], self.tables.steps[self.head]
+                codes[at] = codes[at].gather(1, order[..., None].expand(-1, -1, codes.shape[2]))
+                steps[at] = steps[at].gather(1, order)
             self._centre(at)
         self.tokens = min(self.tokens, tokens)
 
     def state(self) -> dict[str, Tensor]:
         """What is kept of the clusters, as ``load`` takes it: members, sums and squares of their keys."""
-        tables, head, count = self.tables, self._head, self._count
+        tables, head, count = self.tables, self.head, self._count
         return {"members": self.members, "sums": tables.sums[head, :count], "squares": tables.squares[head, :count]}
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
@@ -99,18 +123,22 @@ class KeyClusters:
         tokens = members[members >= 0].sort().values
         return bool((tokens == torch.arange(len(tokens), dtype=tokens.dtype, device=tokens.device)).all())
 
-    def load(self, state: Mapping[str, Tensor], tokens: int) -> None:
-        """Take up ``state`` of ``tokens`` tokens."""
+    def load(self, state: Mapping[str, Tensor], tokens: int, fetch: Fetch) -> None:
+        """Take up ``state`` of ``tokens`` tokens, whose keys ``fetch`` gives."""
         self._grow(len(state["members"]))
         for name, rows in self.state().items():
             rows.copy_(state[name])
         self.sizes.copy_((self.members >= 0).sum(1))
         self._centre(torch.arange(self._count, device=self.sizes.device))
+        if self.holds_keys:
+            for at in torch.arange(self._count, device=self.sizes.device).split(1024):
+                row, place = (self.members[at] >= 0).nonzero(as_tuple=True)
+                self._put(at[row], place, fetch(self.members[at[row], place].long()))
         self.tokens = tokens
 
     def fork(self, tables: ClusterTables) -> KeyClusters:
         """The same clusters in ``tables``, which hold the same rows."""
-        twin = KeyClusters(tables, self._head)
+        twin = KeyClusters(tables, self.head)
         twin.tokens, twin._count = self.tokens, self._count
         return twin
 
@@ -122,19 +150,24 @@ class KeyClusters:
         parts = [(part @ self.centres.T).sub_(bias).argmax(1) for part in keys.split(1024)]
         return torch.cat(parts)
 
-    def _enter(self, clusters: Tensor, tokens: Tensor, keys: Tensor) -> None:
-        """Put tokens into clusters that have room for them."""
+    def _enter(self, clusters: Tensor, tokens: Tensor, coded: Coded) -> None:
+        """Put tokens and their keys into clusters that have room for them."""
         order = clusters.argsort(stable=True)
         owners = clusters[order]
         place = self.sizes[owners] + rank(owners)
         self.members[owners, place] = tokens[order].to(torch.int32)
+        if self.holds_keys:
+            self._put(owners, place, (coded[0][order], coded[1][order]))
         self.sizes.add_(torch.bincount(clusters, minlength=self._count))
-        self._count_keys(clusters, keys, 1)
+        self._count_keys(clusters, _floats(coded), 1)
         self._centre(owners.unique())
 
+    def _put(self, clusters: Tensor, place: Tensor, coded: Coded) -> None:
+        self.tables.codes[self.head][clusters, place], self.tables.steps[self.head][clusters, place] = coded
+
     def _count_keys(self, clusters: Tensor, keys: Tensor, sign: int) -> None:
-        self.tables.sums[self._head].index_add_(0, clusters, keys, alpha=sign)
-        self.tables.squares[self._head].index_add_(0, clusters, keys.square().sum(1), alpha=sign)
+        self.tables.sums[self.head].index_add_(0, clusters, keys, alpha=sign)
+        self.tables.squares[self.head].index_add_(0, clusters, keys.square().sum(1), alpha=sign)
 
     def _split(self, full: Tensor, clusters: Tensor, tokens: Tensor, fetch: Fetch) -> None:
         """Halve the clusters ``full``, to which ``tokens`` belong too, until all fit; the first half keeps the cluster's number."""
@@ -143,27 +176,47 @@ class KeyClusters:
         group = torch.cat(
             [torch.arange(len(full), device=full.device).repeat_interleave((old >= 0).sum(1)), torch.searchsorted(full, clusters)]
         )
-        keys = fetch(tokens)
-        group, count = halve(keys, group, len(full), MEMBERS)
+        codes, steps = fetch(tokens)
+        group, count = halve(_floats((codes, steps)), group, len(full), self.room)
         numbers = torch.cat([full, torch.arange(self._count, self._count + count - len(full), device=full.device)])
         self._grow(self._count + count - len(full))
         for rows in self.state().values():
             rows[full] = 0
         self.sizes[full], self.members[full] = 0, _EMPTY
         order = tokens.argsort()
-        self._enter(numbers[group[order]], tokens[order], keys[order])
+        self._enter(numbers[group[order]], tokens[order], (codes[order], steps[order]))
 
     def _centre(self, clusters: Tensor) -> None:
-        tables, head = self.tables, self._head
+        tables, head = self.tables, self.head
         sizes = self.sizes[clusters].clamp(min=1)
         centres = tables.sums[head, clusters] / sizes[:, None]
         spread = (tables.squares[head, clusters] / sizes - centres.square().sum(1)).clamp_(min=0).div_(centres.shape[1])
         self.centres[clusters], tables.spread[head, clusters] = centres, spread
+        steps = centres.abs().amax(1).clamp_(min=TINIEST) / 127
+        tables.centre_steps[head, clusters] = steps
+        tables.centre_codes[head, clusters] = (centres / steps[:, None]).round_().to(torch.int8)
         self.reach[clusters] = (spread * 2 * sizes.log()).sqrt_()
 
     def _grow(self, count: int) -> None:
         self.tables.reserve(count)
         self._count = max(self._count, count)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """Which keys are in clusters, and how.
+
+    Attributes:
+        start: tokens from which on there are clusters, a multiple of ``STEP_TOKENS``; below, a scan of every key costs less.
+        behind: newest tokens that are in no cluster; a multiple of ``STEP_TOKENS``.
+        members: keys of one cluster at most.
+        holds_keys: keep a copy of the 8-bit keys with each cluster, so that it is read in one run.
+    """
+
+    start: int
+    behind: int = 0
+    members: int = MEMBERS
+    holds_keys: bool = False
 
 
 class LayerClusters:
@@ -172,14 +225,13 @@ class LayerClusters:
     Args:
         kv_heads: KV heads.
         head_dim: head dimension.
-        start: tokens from which on there are clusters, a multiple of ``STEP_TOKENS``; below, a scan of every key costs less.
-        behind: newest tokens that are in no cluster; a multiple of ``STEP_TOKENS``.
+        plan: which keys, and how.
         device: where they lie.
     """
 
-    def __init__(self, kv_heads: int, head_dim: int, start: int, behind: int = 0, device: torch.device | str = "cpu") -> None:
-        self.start, self.behind = start, behind
-        self._begin(ClusterTables.empty(kv_heads, head_dim, device))
+    def __init__(self, kv_heads: int, head_dim: int, plan: ClusterPlan, device: torch.device | str = "cpu") -> None:
+        self.start, self.behind = plan.start, plan.behind
+        self._begin(ClusterTables.empty(kv_heads, head_dim, device, plan.members, holds_keys=plan.holds_keys))
 
     def _begin(self, tables: ClusterTables) -> None:
         self._tables, self._shared = tables, False
@@ -215,12 +267,16 @@ class LayerClusters:
         return self._tables.centres[:, :rows], self._tables.reach[:, :rows]
 
     def members_of(self, clusters: Tensor) -> Tensor:
-        """Tokens int32 ``[Hk, n, MEMBERS]`` of clusters int64 ``[Hk, n]``, padded with -1."""
-        heads, rows = clusters.shape[0], self._tables.rows
-        flat = clusters + torch.arange(heads, device=clusters.device)[:, None] * rows
-        return self._tables.members.view(heads * rows, MEMBERS).index_select(0, flat.flatten()).view(*clusters.shape, MEMBERS)
+        """Tokens int32 ``[Hk, n, M]`` of clusters int64 ``[Hk, n]``, padded with -1."""
+        return self._tables.take(clusters, slice(0, len(clusters)), "members")[0]
 
-    def cover(self, tokens: int, fetch: Callable[[int, Tensor], Tensor]) -> None:
+    def keys_of(self, clusters: Tensor, heads: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Of clusters int64 ``[s, ...]``, of each of the KV heads ``heads`` its own, where keys are held: tokens int32 ``[s, ..., M]``,
+        padded with -1, their keys int8 ``[s, ..., M, d]`` and steps fp32 ``[s, ..., M]``."""
+        tokens, codes, steps = self._tables.take(clusters, heads, "members", "codes", "steps")
+        return tokens, codes, steps
+
+    def cover(self, tokens: int, fetch: FetchOfHead) -> None:
         """Take in all whole steps of the first ``tokens`` tokens but those ``behind``; ``fetch(head, tokens)`` gives keys.
 
         Steps are always the same ones, so that how tokens arrived changes nothing. Broken off, it leaves nothing, to be made again.
@@ -233,13 +289,12 @@ class LayerClusters:
             for number, head in enumerate(self.heads):
                 keys_of = _of_head(fetch, number)
                 while head.tokens + STEP_TOKENS <= tokens:
-                    stop = max(self.start, head.tokens + STEP_TOKENS)
-                    head.add(keys_of(torch.arange(head.tokens, stop)), keys_of)
+                    head.add(max(self.start, head.tokens + STEP_TOKENS), keys_of)
         except BaseException:
             self._begin(self._tables.emptied())
             raise
 
-    def truncate(self, tokens: int, fetch: Callable[[int, Tensor], Tensor]) -> None:
+    def truncate(self, tokens: int, fetch: FetchOfHead) -> None:
         """Forget what would be in no cluster were there only the first ``tokens`` tokens, a whole step at a time."""
         kept = max(0, tokens - self.behind)
         kept -= kept % STEP_TOKENS
@@ -257,17 +312,21 @@ class LayerClusters:
         heads = enumerate(self.heads if self.blocks else [])
         return {f"{self._name(number)}.{name}": rows for number, head in heads for name, rows in head.state().items()}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` gave, of clusters with the same start; anything else is left to ``cover``."""
+    def load(self, state: Mapping[str, Tensor], tokens: int, fetch: FetchOfHead) -> None:
+        """Take up what ``state`` gave, of clusters with the same start and of no more than ``tokens`` tokens, whose keys ``fetch`` gives;
+        anything else is left to ``cover``."""
         found = [{name: state.get(f"{self._name(number)}.{name}") for name in head.state()} for number, head in enumerate(self.heads)]
         known = [{name: tensor for name, tensor in rows.items() if tensor is not None} for rows in found]
         if any(len(rows) < len(wanted) for rows, wanted in zip(known, found, strict=True)):
             return
         if not all(head.fits(rows) for head, rows in zip(self.heads, known, strict=True)):
             return
+        counts = [int((rows["members"] >= 0).sum()) for rows in known]
+        if max(counts) > tokens:
+            return
         self._own()
-        for head, rows in zip(self.heads, known, strict=True):
-            head.load(rows, int((rows["members"] >= 0).sum()))
+        for number, (head, rows, count) in enumerate(zip(self.heads, known, counts, strict=True)):
+            head.load(rows, count, _of_head(fetch, number))
 
     def _name(self, head: int) -> str:
         return f"clusters.{self.start}.{head}" if not self.behind else f"clusters.{self.start}.{self.behind}.{head}"
@@ -291,5 +350,10 @@ class LayerClusters:
             self.heads = [head.fork(self._tables) for head in self.heads]
 
 
-def _of_head(fetch: Callable[[int, Tensor], Tensor], head: int) -> Fetch:
+def _of_head(fetch: FetchOfHead, head: int) -> Fetch:
     return lambda tokens: fetch(head, tokens)
+
+
+def _floats(coded: Coded) -> Tensor:
+    codes, steps = coded
+    return codes.float().mul_(steps[:, None])

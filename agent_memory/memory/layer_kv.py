@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..types import KVLayout
-from .clusters import LayerClusters
+from .clusters import ClusterPlan, LayerClusters
 from .growing import GrowingRows
 from .parts import LayerParts
 from .representatives import LayerRepresentatives, RepresentativePlan
@@ -39,16 +39,14 @@ class Keeps:
     Attributes:
         every_key: all keys, held in memory.
         representatives: representatives of blocks.
-        clusters_from: clusters of like keys, from so many tokens on.
-        clusters_behind: newest tokens that are in no cluster.
+        clusters: clusters of like keys.
         distances: keys rotated to their positions, counted from multiples of so many tokens.
         parts: mean values of parts of each Block, tokens with like keys.
     """
 
     every_key: bool = False
     representatives: RepresentativePlan | None = None
-    clusters_from: int | None = None
-    clusters_behind: int = 0
+    clusters: ClusterPlan | None = None
     distances: int | None = None
     parts: bool = False
 
@@ -105,8 +103,8 @@ class LayerKV:
         keeps, recalls = plan.keeps, plan.recalling[layer]
         self.summary = LayerSummary(heads, dim, device=device) if recalls else None
         self.clusters = None
-        if recalls and keeps.clusters_from is not None:
-            self.clusters = LayerClusters(heads, dim, keeps.clusters_from, keeps.clusters_behind, device)
+        if recalls and keeps.clusters is not None:
+            self.clusters = LayerClusters(heads, dim, keeps.clusters, device)
         self.every_key = GrowingRows((heads, layout.block_tokens, dim), dtype, device=device) if recalls and keeps.every_key else None
         self.rotated_keys = None
         if recalls and keeps.distances is not None and plan.rotate is not None:
@@ -123,7 +121,7 @@ class LayerKV:
         """Forget what is kept of tokens from ``length`` on, ``blocks`` whole Blocks being left."""
         self.sealed = min(self.sealed, blocks)
         if self.clusters is not None and self.summary is not None:
-            self.clusters.truncate(length, self.summary.keys_of)
+            self.clusters.truncate(length, self.summary.scanned_keys)
         if self.summary is not None:
             self.summary.truncate(self.sealed)
         for rows in (self.every_key, self.rotated_keys, self.parts):

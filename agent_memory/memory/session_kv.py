@@ -68,7 +68,7 @@ class SessionKV:
         part = self.layers[layer]
         start = part.window.stop
         if part.clusters is not None and part.summary is not None:
-            part.clusters.cover(start, part.summary.keys_of)
+            part.clusters.cover(start, part.summary.scanned_keys)
         room = self.plan.sink - start
         if room > 0:
             count = min(room, k.shape[1])
@@ -270,9 +270,10 @@ class SessionKV:
     def restore_tail(self, tail: dict[str, Tensor]) -> None:
         """Append the tokens after the last Segment, ``layers.N.kv [1, 2, Hk, t, d]``, and take up the clusters of those before them."""
         self.refill()
+        size = self.layout.block_tokens
         for layer, part in enumerate(self.layers):
-            if part.clusters is not None:
-                part.clusters.load(_of_layer(tail, layer))
+            if part.clusters is not None and part.summary is not None:
+                part.clusters.load(_of_layer(tail, layer), len(part.summary) * size, part.summary.scanned_keys)
             kv = tail[f"layers.{layer}.kv"][0].to(self.device)
             if kv.shape[2]:
                 self.append(layer, kv[0], kv[1])

@@ -126,11 +126,6 @@ class LayerSummary:
             left -= len(pairs[-1][0])
         return pairs
 
-    def keys_of(self, head: int, tokens: Tensor) -> Tensor:
-        """One KV head's keys fp32 ``[n, d]`` of tokens int64 ``[n]``, on the grid a scan reads."""
-        keys, steps = self.scanned_keys(head, tokens)
-        return keys.float().mul_(steps[:, None])
-
     def scanned_keys(self, head: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One KV head's keys int8 ``[n, d]`` of tokens int64 ``[n]`` as a scan reads them, and their steps fp32 ``[n]``."""
         blocks = tokens >> _BLOCK_BITS

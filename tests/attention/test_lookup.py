@@ -12,7 +12,7 @@ from agent_memory.attention.selectors.recall.lookup import Lookup
 from agent_memory.attention.selectors.recall.votes import Votes
 from agent_memory.errors import ConfigError
 from agent_memory.memory.cluster_tables import MEMBERS
-from agent_memory.memory.clusters import STEP_TOKENS, LayerClusters
+from agent_memory.memory.clusters import STEP_TOKENS, ClusterPlan, LayerClusters
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory.memory.summary import LayerSummary
 from agent_memory_kernels import operations
@@ -24,9 +24,9 @@ def layer_of(keys: torch.Tensor, start: int = STEP_TOKENS) -> LayerKV:
     """A layer that holds ``keys [Hk, tokens, d]``; its clusters cover all whole steps."""
     heads, tokens, dim = keys.shape
     layer = object.__new__(LayerKV)
-    layer.summary, layer.clusters, layer.every_key = LayerSummary(heads, dim), LayerClusters(heads, dim, start), None
+    layer.summary, layer.clusters, layer.every_key = LayerSummary(heads, dim), LayerClusters(heads, dim, ClusterPlan(start)), None
     layer.summary.append(keys.unflatten(1, (tokens // BLOCK, BLOCK)).transpose(0, 1))
-    layer.clusters.cover(tokens, layer.summary.keys_of)
+    layer.clusters.cover(tokens, layer.summary.scanned_keys)
     return layer
 
 

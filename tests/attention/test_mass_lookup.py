@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agent_memory.attention.rotation import rotated
 from agent_memory.attention.selectors import Ask, Bounds, MassConfig, MassSelector, Selection
-from agent_memory.memory.clusters import STEP_TOKENS, LayerClusters
+from agent_memory.memory.clusters import STEP_TOKENS, ClusterPlan, LayerClusters
 from agent_memory.memory.layer_kv import LayerKV
 from agent_memory_kernels import operations
 from tests.attention.test_mass import BLOCK, DIM, HEADS, KV, ROTARY, SCALE, layer_of
@@ -30,14 +30,14 @@ def memory(seed: int = 0, tokens: int = TOKENS) -> tuple[LayerKV, Tensor]:
     config = settings(1)
     layer = layer_of(keys, torch.randn((KV, tokens, DIM), generator=random), config.period)
     assert layer.summary is not None
-    layer.clusters = LayerClusters(KV, DIM, STEP_TOKENS, config.behind)
-    layer.clusters.cover(tokens, layer.summary.keys_of)
+    layer.clusters = LayerClusters(KV, DIM, ClusterPlan(STEP_TOKENS, config.behind, config.cluster_tokens, holds_keys=True))
+    layer.clusters.cover(tokens, layer.summary.scanned_keys)
     assert layer.clusters.blocks * BLOCK == COVERED
     return layer, keys
 
 
 def settings(probes: int, blocks: int = 80) -> MassConfig:
-    return MassConfig(tokens=128, blocks=blocks, window=REACH, reach=REACH, probes=probes)
+    return MassConfig(tokens=128, blocks=blocks, window=REACH, reach=REACH, probes=probes, cluster_tokens=128)
 
 
 def choose(config: MassConfig, layer: LayerKV, queries: Tensor, stops: list[int], lost: tuple[int, ...] = ()) -> Selection:
@@ -118,15 +118,15 @@ def test_fewer_keys_than_a_lookup_costs_are_all_scored(count: int, most: int) ->
     assert torch.equal(more.tokens, every.tokens) and some.keys_scored != every.keys_scored
 
 
-def test_of_many_clusters_an_eighth_is_looked_into() -> None:
+def test_of_many_clusters_a_share_is_looked_into() -> None:
     layer, _ = memory(6)
     assert layer.clusters is not None
-    eighth, queries = layer.clusters.most // 8, queries_of(2)
-    assert 2 < eighth < 30
+    share, queries = int(0.18 * layer.clusters.most), queries_of(2)
+    assert 4 < share < 30
     stops = [TOKENS - 16, TOKENS]
     few, grown, bounded, expected = (
         choose(config, layer, queries, stops)
-        for config in (settings(2), replace(settings(2), most_probes=30), replace(settings(2), most_probes=4), settings(eighth))
+        for config in (settings(2), replace(settings(2), most_probes=30), replace(settings(2), most_probes=4), settings(share))
     )
     assert torch.equal(grown.tokens, expected.tokens) and grown.keys_scored == expected.keys_scored
     assert few.keys_scored < bounded.keys_scored < grown.keys_scored

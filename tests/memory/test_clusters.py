@@ -8,23 +8,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.memory.cluster_tables import MEMBERS
-from agent_memory.memory.clusters import STEP_TOKENS, KeyClusters, LayerClusters
+from agent_memory.memory.clusters import STEP_TOKENS, ClusterPlan, Coded, FetchOfHead, KeyClusters, LayerClusters
 from agent_memory.memory.halving import halve
 
 DIM = 16
+
+GRID = 0.125
+"""Keys are multiples of this."""
 
 
 def keys_of(seed: int, tokens: int, heads: int = 2, kinds: int = 40) -> torch.Tensor:
     """Keys ``[heads, tokens, DIM]`` around some centres, as those of like tokens are."""
     torch.manual_seed(seed)
     centres = torch.randn(kinds, DIM) * 3
-    return centres[torch.randint(kinds, (heads, tokens))] + torch.randn(heads, tokens, DIM)
+    return on_grid(centres[torch.randint(kinds, (heads, tokens))] + torch.randn(heads, tokens, DIM))
 
 
-def covered(keys: torch.Tensor, stops: list[int], start: int = STEP_TOKENS) -> LayerClusters:
-    layer = LayerClusters(keys.shape[0], DIM, start)
+def on_grid(keys: torch.Tensor) -> torch.Tensor:
+    return (keys / GRID).round().clamp(-127, 127) * GRID
+
+
+def coded(keys: torch.Tensor) -> FetchOfHead:
+    """Gives keys ``[Hk, n, DIM]`` that are on the grid in 8 bits."""
+    return lambda head, tokens: ((keys[head, tokens] / GRID).to(torch.int8), torch.full((len(tokens),), GRID))
+
+
+def covered(keys: torch.Tensor, stops: list[int], start: int = STEP_TOKENS, members: int = MEMBERS) -> LayerClusters:
+    layer = LayerClusters(keys.shape[0], DIM, ClusterPlan(start, members=members, holds_keys=True))
     for stop in stops:
-        layer.cover(stop, lambda head, tokens: keys[head, tokens])
+        layer.cover(stop, coded(keys))
     return layer
 
 
@@ -35,7 +47,9 @@ def sound(head: KeyClusters, keys: torch.Tensor) -> None:
     assert sorted(members[there].tolist()) == list(range(head.tokens))
     assert (there.int().diff(dim=1) <= 0).all()  # padded at the end
     sizes = there.sum(1)
-    assert int(sizes.max()) <= MEMBERS
+    assert int(sizes.max()) <= head.room
+    held = head.tables.codes[head.head].float() * head.tables.steps[head.head][..., None]
+    assert torch.equal(held[: len(head)][there], keys[members[there].long()])
     for at in sizes.nonzero()[:, 0].tolist():
         own = keys[members[at][there[at]].long()].double()
         centre = own.mean(0)
@@ -45,13 +59,26 @@ def sound(head: KeyClusters, keys: torch.Tensor) -> None:
         torch.testing.assert_close(head.reach[at].double(), expected, atol=2e-2, rtol=1e-3)
 
 
-def test_clusters_hold_every_token_once_and_know_their_members():
+@pytest.mark.parametrize("members", [32, MEMBERS])
+def test_clusters_hold_every_token_once_and_know_their_members(members: int):
     keys = keys_of(0, 3 * STEP_TOKENS)
-    layer = covered(keys, [3 * STEP_TOKENS])
+    layer = covered(keys, [3 * STEP_TOKENS], members=members)
     assert layer.blocks == 3 * STEP_TOKENS // 32
     for number, head in enumerate(layer.heads):
         sound(head, keys[number])
-        assert len(head) < 8 * head.tokens / MEMBERS  # and they are not nearly empty
+        assert len(head) < 8 * head.tokens / members  # and they are not nearly empty
+
+
+def test_keys_lie_with_the_clusters_that_are_taken_up_again():
+    keys = keys_of(8, 3 * STEP_TOKENS)
+    layer = covered(keys, [3 * STEP_TOKENS])
+    again = covered(keys, [])
+    again.load(layer.state(), 3 * STEP_TOKENS - 1, coded(keys))
+    assert again.blocks == 0  # of more tokens than there are
+    again.load(layer.state(), 3 * STEP_TOKENS, coded(keys))
+    assert again.blocks == layer.blocks
+    for number, head in enumerate(again.heads):
+        sound(head, keys[number])
 
 
 def test_there_are_none_before_the_start_and_only_whole_steps_after():
@@ -79,16 +106,16 @@ def test_a_fork_and_what_it_came_from_go_their_own_ways():
     fork = layer.fork()
     assert fork.nbytes == 0
     mixed = torch.cat([keys[:, : 2 * STEP_TOKENS], others[:, 2 * STEP_TOKENS :]], 1)
-    fork.truncate(2 * STEP_TOKENS + 5, lambda head, tokens: keys[head, tokens])
+    fork.truncate(2 * STEP_TOKENS + 5, coded(keys))
     assert fork.blocks == 2 * STEP_TOKENS // 32
     for number, head in enumerate(fork.heads):
         sound(head, mixed[number])
-    fork.cover(4 * STEP_TOKENS, lambda head, tokens: mixed[head, tokens])
+    fork.cover(4 * STEP_TOKENS, coded(mixed))
     for number, head in enumerate(fork.heads):
         sound(head, mixed[number])
     for head, members in zip(layer.heads, expected, strict=True):
         assert torch.equal(head.members, members)
-    layer.cover(4 * STEP_TOKENS, lambda head, tokens: keys[head, tokens])
+    layer.cover(4 * STEP_TOKENS, coded(keys))
     for number, head in enumerate(layer.heads):
         sound(head, keys[number])
 
@@ -97,14 +124,14 @@ def test_broken_off_it_is_made_again():
     keys = keys_of(7, 4 * STEP_TOKENS)
     layer, calls = covered(keys, [2 * STEP_TOKENS]), iter(range(100))
 
-    def fetch(head: int, tokens: torch.Tensor) -> torch.Tensor:
+    def fetch(head: int, tokens: torch.Tensor) -> Coded:
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return keys[head, tokens]
+        return coded(keys)(head, tokens)
 
     with pytest.raises(KeyboardInterrupt):
         layer.cover(4 * STEP_TOKENS, fetch)
-    layer.cover(4 * STEP_TOKENS, lambda head, tokens: keys[head, tokens])
+    layer.cover(4 * STEP_TOKENS, coded(keys))
     again = covered(keys, [4 * STEP_TOKENS])
     assert all(torch.equal(a.members, b.members) for a, b in zip(layer.heads, again.heads, strict=True))
 
@@ -112,16 +139,16 @@ def test_broken_off_it_is_made_again():
 def test_cut_below_the_start_nothing_is_left():
     keys = keys_of(5, 3 * STEP_TOKENS)
     layer = covered(keys, [3 * STEP_TOKENS], 2 * STEP_TOKENS)
-    layer.truncate(2 * STEP_TOKENS - 1, lambda head, tokens: keys[head, tokens])
+    layer.truncate(2 * STEP_TOKENS - 1, coded(keys))
     assert layer.blocks == 0
     again = covered(keys, [3 * STEP_TOKENS], 2 * STEP_TOKENS)
-    layer.cover(3 * STEP_TOKENS, lambda head, tokens: keys[head, tokens])
+    layer.cover(3 * STEP_TOKENS, coded(keys))
     assert all(torch.equal(a.members, b.members) for a, b in zip(layer.heads, again.heads, strict=True))
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 3])
 def test_keys_that_cannot_be_told_apart_are_halved_all_the_same(kinds: int):
-    keys = torch.randn(kinds, DIM)[torch.arange(2 * STEP_TOKENS) % kinds].repeat(1, 1, 1)
+    keys = on_grid(torch.randn(kinds, DIM)[torch.arange(2 * STEP_TOKENS) % kinds].repeat(1, 1, 1))
     layer = covered(keys, [STEP_TOKENS, 2 * STEP_TOKENS])
     assert sorted(layer.heads[0].members[layer.heads[0].members >= 0].tolist()) == list(range(2 * STEP_TOKENS))
 

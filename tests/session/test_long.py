@@ -74,9 +74,9 @@ def test_a_clean_reopening_takes_the_clusters_up_as_they_were(
     made: list[int] = []
     add = KeyClusters.add
 
-    def counted(self: KeyClusters, keys: torch.Tensor, fetch: Fetch) -> None:
-        made.append(len(keys))
-        add(self, keys, fetch)
+    def counted(self: KeyClusters, stop: int, fetch: Fetch) -> None:
+        made.append(stop)
+        add(self, stop, fetch)
 
     monkeypatch.setattr(KeyClusters, "add", counted)
     with make_runtime(method=method).session("a") as session:

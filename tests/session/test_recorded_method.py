@@ -81,7 +81,7 @@ def test_a_session_of_the_first_version_has_its_default(caplog: pytest.LogCaptur
 def test_a_session_of_before_there_was_a_reach_reaches_as_far_as_its_window(caplog: pytest.LogCaptureFixture) -> None:
     written = "recall:score=mass:attended=512:local=64:group=16:blocks=52:positions=true:estimate_unread=true"
     mine = make_method("recall:attended=512", 2048)
-    assert mine.spec is not None and ":reach=1024" in mine.spec and ":probes=64" in mine.spec
+    assert mine.spec is not None and ":reach=1024" in mine.spec and ":probes=256" in mine.spec
     found = method_of("old", {"method": written, "window": 2048}, mine, 2048, make_method)
     assert found.spec is not None and ":reach=2048" in found.spec and ":probes=0" in found.spec
     assert "keeps the method" in caplog.text
@@ -90,11 +90,19 @@ def test_a_session_of_before_there_was_a_reach_reaches_as_far_as_its_window(capl
 
 
 def test_a_session_of_a_fixed_number_of_clusters_keeps_it() -> None:
-    mine = make_method("recall", 2048)
-    assert mine.spec is not None and ":probes=64" in mine.spec and ":most_probes=256" in mine.spec
+    mine = make_method("recall:probes=64", 2048)
+    assert mine.spec is not None and ":most_probes=64" in mine.spec
     written = ":".join(option for option in mine.spec.split(":") if "most_probes" not in option)
+    found = method_of("old", {"method": written, "window": 2048}, make_method("recall", 2048), 2048, make_method)
+    assert found.spec == mine.spec
+
+
+def test_a_session_of_clusters_of_128_keeps_them() -> None:
+    mine = make_method("recall", 2048)
+    assert mine.spec is not None and ":cluster_tokens=32" in mine.spec
+    written = mine.spec.replace(":cluster_tokens=32", "")
     found = method_of("old", {"method": written, "window": 2048}, mine, 2048, make_method)
-    assert found.spec == mine.spec.replace("most_probes=256", "most_probes=64")
+    assert found.spec == mine.spec.replace("cluster_tokens=32", "cluster_tokens=128")
 
 
 def test_every_option_is_written_down(runtime: Runtime) -> None:

@@ -11,6 +11,7 @@ from ...errors import ConfigError
 from ...types import BLOCK_TOKENS, GROUP_TOKENS
 from ..positions import PackedPositions, WindowPositions
 from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
+from ..selectors.mass.config import CLUSTER_TOKENS
 from ..selectors.recall import RecallRule
 from .base import Given, Method, Sizes, bounded, derive_sizes, rounded_head
 from .spec import spec_of
@@ -24,7 +25,7 @@ LOCAL_SHARE = 8
 BLOCKS_READ = 4
 """Blocks that recalled tokens are taken from by default, for each that they would fill."""
 
-MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes", "most_probes"})
+MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes", "most_probes", "cluster_tokens"})
 """Options of ``score=mass``, beside sizes."""
 
 GROUP_SHARE, LARGEST_GROUP = 32, 64
@@ -37,7 +38,7 @@ REACH_SHARE, NEAREST_REACH = 4, 1024
 POSITIONS = ("clipped", "true", "packed")
 """Where recalled keys may stand."""
 
-PROBES, MOST_PROBES = 64, 256
+PROBES, MOST_PROBES = 256, 2048
 """Clusters that a choice by mass looks into by default: of a short memory, and of a long one."""
 
 MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
@@ -63,7 +64,7 @@ class Recall:
             distance. Models find what is far away badly: by default a quarter of the window, and 1,024 tokens of small ones; half of
             the window unless keys are ``clipped``.
         probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
-        most_probes: see :class:`MassConfig`.
+        most_probes, cluster_tokens: see :class:`MassConfig`.
         scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
 
@@ -79,6 +80,7 @@ class Recall:
     clusters_from: int | None = None
     probes: int | None = None
     most_probes: int | None = None
+    cluster_tokens: int | None = None
     found: int | None = None
     survivors: int | None = None
     vote: str | None = None
@@ -121,7 +123,8 @@ class Recall:
             reach = chosen._reach(given.window, sizes, where)
             probes, most = (PROBES, MOST_PROBES) if chosen.probes is None else (chosen.probes, chosen.probes)
             most = most if chosen.most_probes is None else chosen.most_probes
-            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most)
+            finest = CLUSTER_TOKENS if chosen.cluster_tokens is None else chosen.cluster_tokens
+            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most, finest)
             config.check()
             selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
         positions = PackedPositions() if where == "packed" else WindowPositions(given.window, named.get("reach"), where == "clipped")

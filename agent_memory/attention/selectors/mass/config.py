@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ....errors import ConfigError
-from ....memory.cluster_tables import MEMBERS
 from ....memory.clusters import STEP_TOKENS
 from ....types import BLOCK_TOKENS
 
-CLUSTERS_A_PROBE = 8
-"""Of so many clusters one is looked into, of a long memory."""
+CLUSTER_TOKENS = 32
+"""Keys of a cluster at most: small ones tell more exactly what they hold, and 32 keys that lie together are still read in one run."""
+
+PROBED_SHARE = 0.18
+"""Of the clusters of a long memory, those that are looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class MassConfig:
         reach: of a longer one, as many tokens before a query, its own with them.
         estimate_unread: attend to the mean values of parts that are scored at their true distance and not read, too.
         probes: clusters of like keys beyond ``reach`` that a KV head looks into at least; 0 scores every key.
-        most_probes: an eighth of the clusters is looked into where that is more than ``probes``, up to this number.
+        most_probes: 18 % of the clusters are looked into where that is more than ``probes``, up to this number.
+        cluster_tokens: keys of a cluster at most.
     """
 
     tokens: int
@@ -36,6 +39,7 @@ class MassConfig:
     estimate_unread: bool = True
     probes: int = 0
     most_probes: int = 0
+    cluster_tokens: int = CLUSTER_TOKENS
 
     @property
     def period(self) -> int:
@@ -50,12 +54,12 @@ class MassConfig:
 
     def looked_into(self, clusters: int) -> int:
         """How many of so many clusters are looked into: of a longer memory more hold a share of the attention that counts."""
-        return max(self.probes, min(clusters // CLUSTERS_A_PROBE, self.most_probes))
+        return max(self.probes, min(int(PROBED_SHARE * clusters), self.most_probes))
 
     def fewest(self, tokens: int) -> int:
         """Tokens in clusters from which on so many tokens that share a choice look keys up there. What a lookup reads here and there costs
         as much as twice as many keys that follow each other, and of a token alone, whose products cost little, four times as many."""
-        return (4 if tokens == 1 else 2) * self.probes * MEMBERS
+        return (4 if tokens == 1 else 2) * self.probes * self.cluster_tokens
 
     def first(self, last: Tensor) -> Tensor:
         """The first Block that is scored at its true distance from queries up to tokens ``last``."""
@@ -66,6 +70,8 @@ class MassConfig:
         """Raise ``ConfigError`` for what cannot be."""
         if self.probes < 0:
             raise ConfigError(f"recall: probes={self.probes} cannot be used; it must be 0, which scores every key, or more")
+        if self.cluster_tokens < 2:
+            raise ConfigError(f"recall: cluster_tokens={self.cluster_tokens} cannot be used; it must be at least 2")
         if self.blocks * BLOCK_TOKENS < self.tokens:
             raise ConfigError(
                 f"recall: blocks={self.blocks} cannot be used; it must be at least {self.tokens // BLOCK_TOKENS}, which hold the "

@@ -16,10 +16,15 @@ from torch import Tensor
 from agent_memory_kernels import Span
 from agent_memory_kernels.reference import LARGEST
 
+from ....memory.cluster_tables import ClusterTables
 from ....memory.clusters import LayerClusters
-from ....memory.summary import LayerSummary
 from ....types import BLOCK_TOKENS
 from .scan import Scan
+
+BLOCK_BITS = BLOCK_TOKENS.bit_length() - 1
+
+MOST = 1e30
+"""Of an expected weight, that thousands can be added up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,46 +32,61 @@ class Found:
     """Keys that were looked at in clusters.
 
     Attributes:
-        tokens: int64 ``[s, g, n]``, -1 where there is none; in no order.
-        weights: fp32 ``[s, g, n, m]``: ``exp(logit - near)``, 0 where there is no token.
-        others: fp32 ``[s, g, m]``: weight that all other keys in clusters are expected to have.
+        tokens: int32 ``[s, g, n]``, in no order; what only fills up a cluster is -1.
+        blocks: int64 ``[s, g, n]``: their Blocks; of what may not be chosen, the number of all Blocks.
+        weights: fp32 ``[s, g, n, m]``: ``exp(logit - near)``; anything for what may not be chosen.
+        total: fp32 ``[s, g, m]``: weight of all keys in clusters, where those that were not looked at weigh what is expected of them.
         scored: keys and centres that were multiplied.
     """
 
     tokens: Tensor
+    blocks: Tensor
     weights: Tensor
-    others: Tensor
+    total: Tensor
     scored: int
 
 
-def look_up(scan: Scan, clusters: LayerClusters, summary: LayerSummary, heads: slice, groups: slice, allowed: Tensor, count: int) -> Found:
-    """Look into the ``count`` clusters of each KV head with the largest expected shares of the attention of a group, for tokens of Blocks
-    that are ``allowed``, bool ``[g, blocks]``."""
+def look_up(scan: Scan, clusters: LayerClusters, heads: slice, groups: slice, allowed: Tensor, first: int | None, count: int) -> Found:
+    """Look into the ``count`` clusters of each KV head with the largest expected shares of the attention of a group.
+
+    Args:
+        scan: of the same queries.
+        clusters: of the layer.
+        heads, groups: whose.
+        allowed: bool ``[g, blocks]``: Blocks whose tokens may be chosen.
+        first: the token from which on all may be that are in clusters; None where ``allowed`` has to be asked for each.
+        count: clusters of each KV head and group.
+    """
     rows, common = scan.far(heads, groups)
     near = scan.near[groups, heads].transpose(0, 1)
     tables = clusters.tables()
-    queries = rows.float() * scan.scaling
-    logits = torch.einsum("sgmd,scd->sgmc", queries, tables.centres[heads])
-    logits += common[..., None]
-    if (cap := scan.ask.softcap) is not None:
-        logits.div_(cap).tanh_().mul_(cap)
-    logits -= near[..., None]
-    logits += queries.square().sum(-1, keepdim=True) * (tables.spread[heads, None, None] / 2)
-    expected = logits.add_(tables.sizes[heads, None, None].float().log()).clamp_(max=LARGEST).exp_()
-    total = expected.sum(-1)
-    best = (expected / (1 + total)[..., None]).sum(2).topk(min(count, expected.shape[3]), dim=-1, sorted=False).indices
-    opened = expected.gather(3, best[:, :, None].expand(-1, -1, expected.shape[2], -1)).sum(-1)
-    members = torch.stack([table[chosen] for table, chosen in zip(tables.members[heads], best, strict=True)]).flatten(2).long()
-    weights = near.new_empty((*members.shape, near.shape[2]))
-    numbers = range(heads.start, heads.stop)
-    keys = [
-        (codes[:, None], steps)
-        for head, some in zip(numbers, members.clamp(min=0), strict=True)
-        for codes, steps in (summary.scanned_keys(head, tokens) for tokens in some)
-    ]
-    scan.write([Span(rows.flatten(0, 1), keys, common.flatten(0, 1))], near.flatten(0, 1), weights.flatten(0, 1))
-    scored = int((members >= 0).sum()) + members.shape[1] * tables.sizes[heads].numel()
-    blocks = members.clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
-    there = (members >= 0) & allowed.expand(len(members), -1, -1).gather(2, blocks)
-    weights.masked_fill_(~there[..., None], 0.0)
-    return Found(members.masked_fill_(~there, -1), weights, (total - opened).clamp_(min=0), scored)
+    sizes = tables.sizes[heads]
+    expected = _expected(scan, rows, common, near, tables, heads)
+    total = expected.sum(1)
+    best = (expected / (1 + total)[:, None]).sum(3).topk(min(count, expected.shape[1]), dim=1, sorted=False).indices
+    opened = expected.gather(1, best[..., None].expand(-1, -1, -1, expected.shape[3])).sum(1)
+    scored = int(sizes[..., None].expand(-1, -1, best.shape[2]).gather(1, best).sum()) + best.shape[2] * sizes.numel()
+    best = best.transpose(1, 2)
+    tokens, codes, steps = clusters.keys_of(best, heads)
+    keys = zip(codes.flatten(2, 3).flatten(0, 1)[:, :, None], steps.flatten(2).flatten(0, 1), strict=True)
+    weights = near.new_empty((*tokens.shape[:2], tokens[0, 0].numel(), near.shape[2]))
+    scan.write([Span(rows.flatten(0, 1), list(keys), common.flatten(0, 1))], near.flatten(0, 1), weights.flatten(0, 1))
+    tokens = tokens.flatten(2)
+    there = tokens >= (0 if first is None else first)
+    blocks = (tokens >> BLOCK_BITS).long().masked_fill_(~there, allowed.shape[1])
+    if first is None:
+        asked = torch.nn.functional.pad(allowed, (0, 1)).expand(len(tokens), -1, -1).gather(2, blocks)
+        there &= asked
+        blocks.masked_fill_(~asked, allowed.shape[1])
+    mine = (there.float()[:, :, None] @ weights)[:, :, 0]
+    return Found(tokens, blocks, weights, mine + (total - opened).clamp_(min=0), scored)
+
+
+def _expected(scan: Scan, rows: Tensor, common: Tensor, near: Tensor, tables: ClusterTables, heads: slice) -> Tensor:
+    """The weight relative to ``near`` that each cluster can be expected to have, fp32 ``[s, C, g, m]``."""
+    expected = near.new_empty((len(near), tables.rows, *near.shape[1:]))
+    centres = list(zip(tables.centre_codes[heads][:, :, None], tables.centre_steps[heads], strict=True))
+    scan.write([Span(rows.flatten(1, 2), centres, common.flatten(1))], near, expected)
+    half_norms = (rows.float() * scan.scaling).square().sum(-1) / 2
+    more = tables.spread[heads][:, :, None, None] * half_norms[:, None] + tables.sizes[heads][:, :, None, None].log()
+    return expected.mul_(more.clamp_(max=LARGEST).exp_()).clamp_(max=MOST)

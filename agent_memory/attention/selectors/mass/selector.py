@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 
 from agent_memory_kernels import Operations
 
-from ....memory.clusters import STEP_TOKENS, LayerClusters
+from ....memory.clusters import STEP_TOKENS, ClusterPlan, LayerClusters
 from ....memory.layer_kv import Keeps, LayerKV
 from ....memory.parts import PARTS
 from ....types import BLOCK_TOKENS
@@ -48,6 +48,7 @@ class _Field:
         hidden: int64: of those, the ones that some group may not choose.
         parts: bool ``[g, n'' * 8]``: parts of the last Blocks whose means may stand for what is not chosen.
         unestimated: int64: of those, the ones that some group may not have.
+        early: the token from which on every group may choose all of those before the Blocks that are scanned; None if there is no such.
         scanned: scores that the scan of one KV head makes, over all groups.
     """
 
@@ -57,6 +58,7 @@ class _Field:
     parts: Tensor
     unestimated: Tensor
     scanned: int
+    early: int | None
 
     def of(self, groups: slice) -> _Field:
         """Of some of the groups."""
@@ -68,10 +70,8 @@ class MassSelector:
 
     def __init__(self, config: MassConfig, ops: Operations) -> None:
         self.config, self._ops = config, ops
-        clusters_from = STEP_TOKENS if config.probes else None
-        self.keeps = Keeps(
-            distances=config.period, parts=config.estimate_unread, clusters_from=clusters_from, clusters_behind=config.behind
-        )
+        clusters = ClusterPlan(STEP_TOKENS, config.behind, config.cluster_tokens, holds_keys=True) if config.probes else None
+        self.keeps = Keeps(distances=config.period, parts=config.estimate_unread, clusters=clusters)
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose for groups of queries."""
@@ -112,8 +112,9 @@ class MassSelector:
         weights = scan.weights(heads, groups)
         _keep(weights, field.tokens, field.hidden)
         found = None
-        if clusters is not None and layer.summary is not None:
-            found = look_up(scan, clusters, layer.summary, heads, groups, field.blocks, self.config.looked_into(clusters.most))
+        if clusters is not None:
+            count = self.config.looked_into(clusters.most)
+            found = look_up(scan, clusters, heads, groups, field.blocks, field.early, count)
         chosen = self._best(weights, found, field, scan.start)
         scored = 0 if found is None else found.scored
         if not self.config.estimate_unread:
@@ -131,28 +132,35 @@ class MassSelector:
     def _best(self, weights: Tensor, found: Found | None, field: _Field, start: int) -> Tensor:
         """The chosen tokens, int64 ``[s, g, tokens]`` ascending and padded with -1, by ``weights [s, n * 32, g, m]`` of those from Block
         ``start`` on, and of those that were found."""
-        each = _each(weights, None if found is None else found.weights.sum(2) + found.others)
+        each = _each(weights, None if found is None else found.total)
         shares = _shares(weights, each)
         by_block = shares.unflatten(2, (-1, BLOCK_TOKENS)).sum(-1)
-        allowed: Tensor = field.tokens
-        where = tokens = None
+        early = None
         if found is not None:
-            theirs = (found.weights @ each[..., None])[..., 0]
-            where = found.tokens.clamp(min=0).div(BLOCK_TOKENS, rounding_mode="floor")
-            early = shares.new_zeros((*shares.shape[:2], start)).scatter_add_(2, where, theirs)
-            later = torch.arange(start * BLOCK_TOKENS, start * BLOCK_TOKENS + shares.shape[2], device=shares.device)
-            tokens = torch.cat([found.tokens, later.expand_as(shares)], 2)
-            by_block, shares = torch.cat([early, by_block], 2), torch.cat([theirs, shares], 2)
-            allowed = torch.cat([found.tokens >= 0, allowed.expand(len(where), -1, -1)], 2)
-        if self.config.blocks < by_block.shape[2]:
-            blocks = self._ops.select(by_block.masked_fill(~field.blocks, EMPTY), self.config.blocks)
-            among = _among(blocks, by_block.shape[2])
-            theirs = among[..., start:].repeat_interleave(BLOCK_TOKENS, 2)
-            allowed = allowed & (theirs if where is None else torch.cat([among.gather(2, where), theirs], 2))
-        places = self._ops.select(shares.masked_fill(~allowed, EMPTY), self.config.tokens)
-        if tokens is None:
+            early = (found.weights @ each[..., None])[..., 0]
+            before = shares.new_zeros((*shares.shape[:2], field.blocks.shape[1] + 1)).scatter_add_(2, found.blocks, early)
+            by_block = torch.cat([before[..., :start], by_block], 2)
+        left_out = self._left_out(by_block, field)
+        late = shares.masked_fill(~field.tokens, EMPTY).add_(left_out[..., start:-1].repeat_interleave(BLOCK_TOKENS, 2))
+        if found is None or early is None:
+            places = self._ops.select(late, self.config.tokens)
             return torch.where(places < 0, places, places + start * BLOCK_TOKENS)
-        return _ascending(tokens.gather(2, places.clamp(min=0)), places >= 0)
+        count = early.shape[2]
+        early += left_out.expand(*early.shape[:2], -1).gather(2, found.blocks)
+        places = self._ops.select(torch.cat([early, late], 2), self.config.tokens)
+        theirs = found.tokens.gather(2, places.clamp(min=0, max=count - 1)).long()
+        return _ascending(torch.where(places < count, theirs, places + (start * BLOCK_TOKENS - count)), places >= 0)
+
+    def _left_out(self, by_block: Tensor, field: _Field) -> Tensor:
+        """fp32 ``[s, g, blocks + 1]``: 0 for the Blocks that tokens are taken from, -inf for the others and behind the last."""
+        count = by_block.shape[2]
+        if self.config.blocks >= count:
+            return torch.nn.functional.pad(by_block.new_zeros(by_block.shape), (0, 1), value=EMPTY)
+        blocks = self._ops.select(by_block.masked_fill(~field.blocks, EMPTY), self.config.blocks)
+        left_out = by_block.new_full((*by_block.shape[:2], count + 1), EMPTY)
+        left_out.scatter_(2, blocks.masked_fill(blocks < 0, count), 0.0)
+        left_out[..., count] = EMPTY
+        return left_out
 
 
 def _ascending(tokens: Tensor, there: Tensor) -> Tensor:
@@ -189,7 +197,9 @@ def _field(bounds: Bounds, first: Tensor, nearest: int, start: int) -> _Field:
     estimated = candidates[:, least:] & (torch.arange(least, count, device=candidates.device) >= first[:, None])
     parts = estimated.repeat_interleave(PARTS, 1)
     hidden, unestimated = ((~some).any(0).nonzero()[:, 0] for some in (allowed, parts))
-    return _Field(candidates, allowed, hidden, parts, unestimated, int(candidates[:, start:].sum()) * BLOCK_TOKENS)
+    least = bounds.first // BLOCK_TOKENS
+    early = bounds.first if bool(candidates[:, least:start].all()) else None
+    return _Field(candidates, allowed, hidden, parts, unestimated, int(candidates[:, start:].sum()) * BLOCK_TOKENS, early)
 
 
 def _keep(weights: Tensor, allowed: Tensor, some: Tensor) -> None:
@@ -232,12 +242,6 @@ def _attended(masses: Tensor, values: Tensor, near: Tensor) -> tuple[Tensor, Ten
     total = masses.sum(1)
     out = (masses.flatten(2).transpose(1, 2) @ values).unflatten(1, total.shape[1:]) / total.clamp(min=TINIEST)[..., None]
     return out, total.log() + near
-
-
-def _among(chosen: Tensor, count: int) -> Tensor:
-    """Bool ``[..., count]``: which numbers are among ``chosen [..., c]``, padded with -1."""
-    marks = torch.zeros((*chosen.shape[:-1], count + 1), dtype=torch.bool, device=chosen.device)
-    return marks.scatter_(-1, chosen.masked_fill(chosen < 0, count), True)[..., :count]
 
 
 def _marked(candidates: Tensor) -> Tensor:

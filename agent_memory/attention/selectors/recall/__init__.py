@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agent_memory_kernels import Operations
 
+from ....memory.clusters import ClusterPlan
 from ....memory.layer_kv import Keeps, LayerKV
 from ....memory.summary import LayerSummary
 from ....types import BLOCK_TOKENS
@@ -33,7 +34,8 @@ class RecallSelector:
 
     def __init__(self, rule: RecallRule, ops: Operations) -> None:
         self.rule, self._votes = rule, Votes(rule, ops)
-        self.keeps = Keeps(every_key=rule.scan == "exact", clusters_from=rule.clusters_from if rule.scan == "clusters" else None)
+        clusters = ClusterPlan(rule.clusters_from) if rule.scan == "clusters" else None
+        self.keeps = Keeps(every_key=rule.scan == "exact", clusters=clusters)
 
     def select(self, asks: Sequence[Ask], scaling: float, layer: LayerKV) -> list[Selection]:
         """Choose Blocks for groups of queries."""
