@@ -128,6 +128,16 @@ def answered(runtime: Runtime, session: Session, question: Question, every: bool
     return {"nll": round(nll, 4), "right": all(forced.greedy[counted:]), **ratios.to_dict()}
 
 
+def written_out(method: str, window: int, every: bool) -> str | None:
+    """A method with every option; where every key is scored, it does not depend on how many clusters are looked into otherwise."""
+    spec = make_method(method, window).spec or method
+    if not every:
+        return spec
+    selection, plus, positions = spec.partition("+")
+    kept = [option for option in selection.split(":") if not option.startswith(("probes=", "most_probes="))]
+    return make_method(":".join([*kept, "probes=0"]) + plus + positions, window).spec
+
+
 def measure(args: argparse.Namespace, rows: Measured) -> dict[bool, list[dict[str, Any]]]:
     """What comes out for each question, with clusters and with every key scored."""
     options: dict[str, Any] = {"method": args.method, "store": args.store, "budget": ROOM, "border": None, "attention_shares": False}
@@ -135,9 +145,9 @@ def measure(args: argparse.Namespace, rows: Measured) -> dict[bool, list[dict[st
         encode = encoder(runtime)
         needles = NeedleOptions(length=args.tokens - 384, haystack=args.haystack, keys=args.keys, seed=args.seed, facts=args.questions)
         document = NeedleDocuments(needles, lambda text: len(encode(text))).make(0)
-        spec = make_method(args.method, runtime.window).spec
+        own = {every: written_out(args.method, runtime.window, every) for every in (False, True)}
         keys = {
-            (every, number): {"model": args.model, "method": spec, "tokens": args.tokens, "keys": args.keys, "seed": args.seed}
+            (every, number): {"model": args.model, "method": own[every], "tokens": args.tokens, "keys": args.keys, "seed": args.seed}
             | {"every": every, "question": number}
             for number in range(len(document.questions))
             for every in (False, True)

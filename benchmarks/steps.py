@@ -33,7 +33,8 @@ CHUNK = 256
 
 @contextmanager
 def cut_to(runtime: Runtime, session: Session, tokens: int) -> Iterator[MemoryEngine]:
-    """The first ``tokens`` of a Session's memory, on a fork of its keys and values.
+    """The first ``tokens`` of a Session's memory, on a fork of its keys and values; what is cut off leaves clusters that are half empty, so
+    that they are made anew.
 
     Raises:
         ConfigError: there are not so many yet.
@@ -43,6 +44,9 @@ def cut_to(runtime: Runtime, session: Session, tokens: int) -> Iterator[MemoryEn
         there = f"session {session.name!r} has keys and values of {engine.kv.length:,} tokens"
         raise ConfigError(f"{there}, not of {tokens:,}; read its text to the end")
     kv = engine.kv.fork(tokens, engine.kv.source)
+    for part in kv.layers:
+        if part.clusters is not None and part.summary is not None:
+            part.clusters.truncate(0, part.summary.scanned_keys)
 
     def ids(start: int, stop: int) -> torch.Tensor:
         return torch.as_tensor(session.timeline.tokens(start, stop), dtype=torch.int64)
