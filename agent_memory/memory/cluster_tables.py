@@ -34,7 +34,7 @@ class ClusterTables:
         codes: int8 ``[Hk, R, M, d]``, their keys as a scan reads them, so that those of a cluster are read in one run; ``[Hk, R, 0, d]``
             where they are not kept.
         steps: fp32 ``[Hk, R, M]``, what the codes are multiples of; ``[Hk, R, 0]`` where they are not kept.
-        centre_codes, centre_steps: int8 ``[Hk, R, d]`` and fp32 ``[Hk, R]``, the centres in 8 bits.
+        centre_codes, centre_steps: int8 ``[Hk, R, d]`` and fp32 ``[Hk, R]``, the centres in 8 bits, where keys are kept.
     """
 
     sums: Tensor

@@ -192,9 +192,10 @@ class KeyClusters:
         centres = tables.sums[head, clusters] / sizes[:, None]
         spread = (tables.squares[head, clusters] / sizes - centres.square().sum(1)).clamp_(min=0).div_(centres.shape[1])
         self.centres[clusters], tables.spread[head, clusters] = centres, spread
-        steps = centres.abs().amax(1).clamp_(min=TINIEST) / 127
-        tables.centre_steps[head, clusters] = steps
-        tables.centre_codes[head, clusters] = (centres / steps[:, None]).round_().to(torch.int8)
+        if self.holds_keys:  # who reads keys out of clusters ranks them in 8 bits, too
+            steps = centres.abs().amax(1).clamp_(min=TINIEST) / 127
+            tables.centre_steps[head, clusters] = steps
+            tables.centre_codes[head, clusters] = (centres / steps[:, None]).round_().to(torch.int8)
         self.reach[clusters] = (spread * 2 * sizes.log()).sqrt_()
 
     def _grow(self, count: int) -> None:

@@ -135,14 +135,14 @@ class MassSelector:
         each = _each(weights, None if found is None else found.total)
         shares = _shares(weights, each)
         by_block = shares.unflatten(2, (-1, BLOCK_TOKENS)).sum(-1)
-        early = None
+        early = shares[..., :0]
         if found is not None:
             early = (found.weights @ each[..., None])[..., 0]
             before = shares.new_zeros((*shares.shape[:2], field.blocks.shape[1] + 1)).scatter_add_(2, found.blocks, early)
             by_block = torch.cat([before[..., :start], by_block], 2)
         left_out = self._left_out(by_block, field)
         late = shares.masked_fill(~field.tokens, EMPTY).add_(left_out[..., start:-1].repeat_interleave(BLOCK_TOKENS, 2))
-        if found is None or early is None:
+        if found is None:
             places = self._ops.select(late, self.config.tokens)
             return torch.where(places < 0, places, places + start * BLOCK_TOKENS)
         count = early.shape[2]
