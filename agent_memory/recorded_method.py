@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from .attention.methods import Method
+from .attention.methods.spec import spec_of, written_options
 
 FIRST_VERSION = "recall:score=max"
 """The only default the first version had, which wrote no method down."""
@@ -58,12 +59,12 @@ def method_of(
 
 
 def _as_it_was(spec: str, window: int) -> str:
-    """A method as it was written down, with what has become an option since."""
-    selection, plus, positions = spec.partition("+")
-    if selection.startswith(BY_MASS) and ":reach=" not in selection:
-        selection += f":reach={window}:probes=0"
-    if selection.startswith(BY_MASS) and ":most_probes=" not in selection:
-        selection += f":most_probes={selection.partition(':probes=')[2].partition(':')[0]}"
-    if selection.startswith(BY_MASS) and ":cluster_tokens=" not in selection:
-        selection += ":cluster_tokens=128"
-    return selection + plus + positions
+    """A method as it was written down, with what has become an option since at the value that it had before."""
+    if not spec.startswith(BY_MASS):
+        return spec
+    name, options, positions = written_options(spec)
+    if "reach" not in options:
+        options |= {"reach": str(window), "probes": "0"}
+    if "cluster_tokens" not in options:
+        options |= {"cluster_tokens": "128", "probed_share": "0.125"}
+    return spec_of(name, {"most_probes": options["probes"], **options}) + positions

@@ -15,6 +15,9 @@ from agent_memory.given import schema_problem
 BLOCK_TOKENS = 32
 """Tokens in a Block."""
 
+BLOCK_BITS = BLOCK_TOKENS.bit_length() - 1
+"""A token's number shifted right by so many bits is its Block's."""
+
 SEGMENT_BLOCKS = 32
 """Blocks in a full Segment."""
 

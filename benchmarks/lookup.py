@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessorList
 
 from agent_memory.attention.methods import make_method
+from agent_memory.attention.methods.spec import spec_of, written_options
 from agent_memory.attention.selectors import Ask, MassConfig, MassSelector, Selection
 from agent_memory.attention.selectors.mass.scan import Scan, Scanned
 from agent_memory.evaluate.fidelity.asking import encoder
@@ -133,9 +134,9 @@ def written_out(method: str, window: int, every: bool) -> str | None:
     spec = make_method(method, window).spec or method
     if not every:
         return spec
-    selection, plus, positions = spec.partition("+")
-    kept = [option for option in selection.split(":") if not option.startswith(("probes=", "most_probes="))]
-    return make_method(":".join([*kept, "probes=0"]) + plus + positions, window).spec
+    name, options, positions = written_options(spec)
+    kept = {option: value for option, value in options.items() if option not in ("probes", "probed_share", "most_probes")}
+    return make_method(spec_of(name, {**kept, "probes": 0}) + positions, window).spec
 
 
 def measure(args: argparse.Namespace, rows: Measured) -> dict[bool, list[dict[str, Any]]]:

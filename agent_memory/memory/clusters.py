@@ -231,7 +231,7 @@ class LayerClusters:
     """
 
     def __init__(self, kv_heads: int, head_dim: int, plan: ClusterPlan, device: torch.device | str = "cpu") -> None:
-        self.start, self.behind = plan.start, plan.behind
+        self._plan = plan
         self._begin(ClusterTables.empty(kv_heads, head_dim, device, plan.members, holds_keys=plan.holds_keys))
 
     def _begin(self, tables: ClusterTables) -> None:
@@ -255,7 +255,7 @@ class LayerClusters:
 
     def pending(self, tokens: int) -> int:
         """Of so many tokens, those that have to be taken in and are not yet."""
-        return max(0, tokens - self.behind - self.blocks * BLOCK_TOKENS)
+        return max(0, tokens - self._plan.behind - self.blocks * BLOCK_TOKENS)
 
     def tables(self) -> ClusterTables:
         """Tables of all KV heads, cut behind the last cluster of any of them."""
@@ -282,26 +282,26 @@ class LayerClusters:
 
         Steps are always the same ones, so that how tokens arrived changes nothing. Broken off, it leaves nothing, to be made again.
         """
-        tokens -= self.behind
-        if tokens < self.start or self.blocks * BLOCK_TOKENS + STEP_TOKENS > tokens:
+        tokens -= self._plan.behind
+        if tokens < self._plan.start or self.blocks * BLOCK_TOKENS + STEP_TOKENS > tokens:
             return
         self._own()
         try:
             for number, head in enumerate(self.heads):
                 keys_of = _of_head(fetch, number)
                 while head.tokens + STEP_TOKENS <= tokens:
-                    head.add(max(self.start, head.tokens + STEP_TOKENS), keys_of)
+                    head.add(max(self._plan.start, head.tokens + STEP_TOKENS), keys_of)
         except BaseException:
             self._begin(self._tables.emptied())
             raise
 
     def truncate(self, tokens: int, fetch: FetchOfHead) -> None:
         """Forget what would be in no cluster were there only the first ``tokens`` tokens, a whole step at a time."""
-        kept = max(0, tokens - self.behind)
+        kept = max(0, tokens - self._plan.behind)
         kept -= kept % STEP_TOKENS
         if kept >= self.blocks * BLOCK_TOKENS:
             return
-        if kept < self.start:
+        if kept < self._plan.start:
             self._begin(self._tables.emptied())
             return
         self._own()
@@ -330,14 +330,14 @@ class LayerClusters:
             head.load(rows, count, _of_head(fetch, number))
 
     def _name(self, head: int) -> str:
-        return f"clusters.{self.start}.{head}" if not self.behind else f"clusters.{self.start}.{self.behind}.{head}"
+        plan = self._plan
+        return f"clusters.{plan.start}.{head}" if not plan.behind else f"clusters.{plan.start}.{plan.behind}.{head}"
 
     def fork(self) -> LayerClusters:
         """A twin; tables are shared until either changes."""
         twin = object.__new__(LayerClusters)
         self._shared = twin._shared = True
-        twin.behind = self.behind
-        twin.start, twin._tables, twin.heads = self.start, self._tables, [head.fork(self._tables) for head in self.heads]
+        twin._plan, twin._tables, twin.heads = self._plan, self._tables, [head.fork(self._tables) for head in self.heads]
         return twin
 
     @property

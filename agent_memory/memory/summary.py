@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..types import BLOCK_TOKENS
+from ..types import BLOCK_BITS, BLOCK_TOKENS
 from .grid import as_float, coarsen, quantise
 from .growing import GrowingRows
 
-_BLOCK_BITS = BLOCK_TOKENS.bit_length() - 1
 _EPSILON = 2.0**-24  # relative error of one rounding in fp32
 
 
@@ -128,7 +127,7 @@ class LayerSummary:
 
     def scanned_keys(self, head: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One KV head's keys int8 ``[n, d]`` of tokens int64 ``[n]`` as a scan reads them, and their steps fp32 ``[n]``."""
-        blocks = tokens >> _BLOCK_BITS
+        blocks = tokens >> BLOCK_BITS
         return self._scan[head].gather(blocks, tokens & (BLOCK_TOKENS - 1)), self._scan_steps[head].gather(blocks)
 
     def products(self, rows: Tensor, tokens: Tensor) -> Tensor:

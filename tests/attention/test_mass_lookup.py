@@ -121,12 +121,17 @@ def test_fewer_keys_than_a_lookup_costs_are_all_scored(count: int, most: int) ->
 def test_of_many_clusters_a_share_is_looked_into() -> None:
     layer, _ = memory(6)
     assert layer.clusters is not None
-    share, queries = int(0.18 * layer.clusters.most), queries_of(2)
+    share, queries = int(0.15 * layer.clusters.most), queries_of(2)
     assert 4 < share < 30
     stops = [TOKENS - 16, TOKENS]
     few, grown, bounded, expected = (
         choose(config, layer, queries, stops)
-        for config in (settings(2), replace(settings(2), most_probes=30), replace(settings(2), most_probes=4), settings(share))
+        for config in (
+            settings(2),
+            replace(settings(2), most_probes=30, probed_share=0.15),
+            replace(settings(2), most_probes=4, probed_share=0.15),
+            settings(share),
+        )
     )
     assert torch.equal(grown.tokens, expected.tokens) and grown.keys_scored == expected.keys_scored
     assert few.keys_scored < bounded.keys_scored < grown.keys_scored

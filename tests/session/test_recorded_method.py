@@ -97,12 +97,12 @@ def test_a_session_of_a_fixed_number_of_clusters_keeps_it() -> None:
     assert found.spec == mine.spec
 
 
-def test_a_session_of_clusters_of_128_keeps_them() -> None:
+def test_a_session_of_clusters_of_128_keeps_them_and_looks_into_an_eighth() -> None:
     mine = make_method("recall", 2048)
     assert mine.spec is not None and ":cluster_tokens=32" in mine.spec
-    written = mine.spec.replace(":cluster_tokens=32", "")
+    written = mine.spec.replace(":cluster_tokens=32", "").replace(":probed_share=0.18", "")
     found = method_of("old", {"method": written, "window": 2048}, mine, 2048, make_method)
-    assert found.spec == mine.spec.replace("cluster_tokens=32", "cluster_tokens=128")
+    assert found.spec == mine.spec.replace("cluster_tokens=32", "cluster_tokens=128").replace("probed_share=0.18", "probed_share=0.125")
 
 
 def test_every_option_is_written_down(runtime: Runtime) -> None:
@@ -135,6 +135,10 @@ def test_options_of_the_other_score_are_refused() -> None:
         "recall:attended=256:positions=true:reach=200": "reach=200 cannot be used: it must be between 256",
         "recall:attended=256:local=250": "local=250 cannot be used",
         "recall:score=mass:attended=144:local=8:group=8": "local=8 cannot be used: it must be between 24",
+        "recall:probes=-1": "probes=-1 cannot be used",
+        "recall:most_probes=100": "most_probes=100 cannot be used; it must be at least 256",
+        "recall:probed_share=18": "probed_share=18.0 cannot be used; it must be from 0 to 1",
+        "recall:cluster_tokens=1": "cluster_tokens=1 cannot be used",
         "streaming:attended=4096": "attended=4096 cannot be used",
     }.items():
         with pytest.raises(ConfigError, match=message):

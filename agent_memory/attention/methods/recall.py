@@ -11,7 +11,6 @@ from ...errors import ConfigError
 from ...types import BLOCK_TOKENS, GROUP_TOKENS
 from ..positions import PackedPositions, WindowPositions
 from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
-from ..selectors.mass.config import CLUSTER_TOKENS
 from ..selectors.recall import RecallRule
 from .base import Given, Method, Sizes, bounded, derive_sizes, rounded_head
 from .spec import spec_of
@@ -25,7 +24,7 @@ LOCAL_SHARE = 8
 BLOCKS_READ = 4
 """Blocks that recalled tokens are taken from by default, for each that they would fill."""
 
-MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes", "most_probes", "cluster_tokens"})
+MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes", "probed_share", "most_probes", "cluster_tokens"})
 """Options of ``score=mass``, beside sizes."""
 
 GROUP_SHARE, LARGEST_GROUP = 32, 64
@@ -64,7 +63,7 @@ class Recall:
             distance. Models find what is far away badly: by default a quarter of the window, and 1,024 tokens of small ones; half of
             the window unless keys are ``clipped``.
         probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
-        most_probes, cluster_tokens: see :class:`MassConfig`.
+        probed_share, most_probes, cluster_tokens: see :class:`MassConfig`.
         scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
 
@@ -79,6 +78,7 @@ class Recall:
     scan: str | None = None
     clusters_from: int | None = None
     probes: int | None = None
+    probed_share: float | None = None
     most_probes: int | None = None
     cluster_tokens: int | None = None
     found: int | None = None
@@ -121,10 +121,9 @@ class Recall:
             selector, named = RecallSelector(rule, given.ops), {name: getattr(rule, name) for name in sorted(MAX_OPTIONS)}
         else:
             reach = chosen._reach(given.window, sizes, where)
-            probes, most = (PROBES, MOST_PROBES) if chosen.probes is None else (chosen.probes, chosen.probes)
-            most = most if chosen.most_probes is None else chosen.most_probes
-            finest = CLUSTER_TOKENS if chosen.cluster_tokens is None else chosen.cluster_tokens
-            config = MassConfig(sizes.recalled, blocks, given.window, reach, chosen.estimate_unread is not False, probes, most, finest)
+            own: dict[str, Any] = {"probes": PROBES, "most_probes": MOST_PROBES if chosen.probes is None else chosen.probes}
+            own |= {name: options[name] for name in MASS_OPTIONS & options.keys()}
+            config = MassConfig(sizes.recalled, blocks, given.window, **{**own, "reach": reach})
             config.check()
             selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
         positions = PackedPositions() if where == "packed" else WindowPositions(given.window, named.get("reach"), where == "clipped")

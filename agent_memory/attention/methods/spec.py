@@ -40,6 +40,14 @@ def spec_of(name: str, options: Mapping[str, Any]) -> str:
     return ":".join([name, *(f"{key}={str(value).lower()}" for key, value in options.items() if value is not None)])
 
 
+def written_options(spec: str) -> tuple[str, dict[str, str], str]:
+    """The name of the first method of a line, its options as they are written there, and what follows it: ``+POSITIONS``, or nothing."""
+    selection, plus, positions = spec.partition("+")
+    name, *options = selection.strip().split(":")
+    pairs = (option.partition("=") for option in options)
+    return name, {key: value for key, _, value in pairs}, plus + positions
+
+
 def read(spec: str, recipes: Mapping[str, Recipe]) -> list[Recipe]:
     """The one or two recipes a line names, with their options.
 

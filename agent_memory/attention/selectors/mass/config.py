@@ -14,7 +14,7 @@ CLUSTER_TOKENS = 32
 """Keys of a cluster at most: small ones tell more exactly what they hold, and 32 keys that lie together are still read in one run."""
 
 PROBED_SHARE = 0.18
-"""Of the clusters of a long memory, those that are looked into."""
+"""Of the clusters of a long memory, those that are looked into by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class MassConfig:
         reach: of a longer one, as many tokens before a query, its own with them.
         estimate_unread: attend to the mean values of parts that are scored at their true distance and not read, too.
         probes: clusters of like keys beyond ``reach`` that a KV head looks into at least; 0 scores every key.
-        most_probes: 18 % of the clusters are looked into where that is more than ``probes``, up to this number.
+        probed_share: of the clusters, the part that is looked into where that is more than ``probes``.
+        most_probes: clusters that are looked into at most, however long the memory.
         cluster_tokens: keys of a cluster at most.
     """
 
@@ -38,6 +39,7 @@ class MassConfig:
     reach: int
     estimate_unread: bool = True
     probes: int = 0
+    probed_share: float = PROBED_SHARE
     most_probes: int = 0
     cluster_tokens: int = CLUSTER_TOKENS
 
@@ -54,7 +56,7 @@ class MassConfig:
 
     def looked_into(self, clusters: int) -> int:
         """How many of so many clusters are looked into: of a longer memory more hold a share of the attention that counts."""
-        return max(self.probes, min(int(PROBED_SHARE * clusters), self.most_probes))
+        return max(self.probes, min(int(self.probed_share * clusters), self.most_probes))
 
     def fewest(self, tokens: int) -> int:
         """Tokens in clusters from which on so many tokens that share a choice look keys up there. What a lookup reads here and there costs
@@ -70,6 +72,12 @@ class MassConfig:
         """Raise ``ConfigError`` for what cannot be."""
         if self.probes < 0:
             raise ConfigError(f"recall: probes={self.probes} cannot be used; it must be 0, which scores every key, or more")
+        if not 0 <= self.probed_share <= 1:
+            raise ConfigError(f"recall: probed_share={self.probed_share} cannot be used; it must be from 0 to 1")
+        if self.most_probes < self.probes:
+            raise ConfigError(
+                f"recall: most_probes={self.most_probes} cannot be used; it must be at least {self.probes}, the probes of a short memory"
+            )
         if self.cluster_tokens < 2:
             raise ConfigError(f"recall: cluster_tokens={self.cluster_tokens} cannot be used; it must be at least 2")
         if self.blocks * BLOCK_TOKENS < self.tokens:

@@ -18,10 +18,8 @@ from agent_memory_kernels.reference import LARGEST
 
 from ....memory.cluster_tables import ClusterTables
 from ....memory.clusters import LayerClusters
-from ....types import BLOCK_TOKENS
+from ....types import BLOCK_BITS
 from .scan import Scan
-
-BLOCK_BITS = BLOCK_TOKENS.bit_length() - 1
 
 MOST = 1e30
 """Of an expected weight, that thousands can be added up."""
