@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agent_memory_kernels import PagedOperations, operations
 
+from .attention.evidence import Evidence
 from .attention.methods import Method
 from .attention.recent_queries import RecentQueries
 from .attention.shares import AttentionShares
@@ -86,6 +87,8 @@ class MemoryEngine:
         self._tokens, self._saved = tokens, saved
         self._ops = operations()
         self._recent = RecentQueries()
+        self._evidence: Evidence | None = None  # takes what is looked at while a message is read for the first time
+        self._brought: Tensor | None = None  # Blocks that stand near while it is answered, int64 [b]
         self.replies = None if pages is None else PagedReply(attachment, kv, method, pages)
         self._attention_shares = attention_shares
         self.counters = Counters()
@@ -128,7 +131,8 @@ class MemoryEngine:
         def next_logits(token: int | None) -> Tensor:
             if token is None:
                 self._recent.forget()  # a reply is the same whether the tokens before it were fed just now or long ago
-                logits = self._feed(fed, trace, "last", None, since=start)
+                unread = self._focus(fed, first, start, request)
+                logits = self._feed(unread, trace, "last", None, since=start)
                 self.final = self.floor(start)
                 if self.replies is not None:
                     self.replies.open(self._recent, request.max_new_tokens)
@@ -143,11 +147,49 @@ class MemoryEngine:
             history = self._tokens(start, count).tolist()
             return (yield from decode(next_logits, self._tokenizer, request, history=history, **hooks))
         finally:
+            self._brought = None
             if self.replies is not None:
                 self.replies.close()
             if not self.kv.dropped:  # in a cycle of garbage the Session may go before its reply
                 self.kv.truncate(min(start, self.kv.length))
                 self.final = min(self.final, self.floor(start))
+
+    def _focus(self, fed: Tensor, first: int, start: int, request: GenerationRequest) -> Tensor:
+        """Read a message once, to see what it is about: that is near when it is read again, and while it is answered.
+
+        Args:
+            fed: tokens from ``first`` on.
+            start: where the group begins that the tokens before the reply break off in; those before it are final.
+            request: says where the message begins. Of a message that began in earlier groups the last of these is heard, too.
+
+        Returns:
+            The tokens that are left to be read.
+        """
+        focus, sizes, asked = self.method.focus, self.method.sizes, request.asked
+        stop = first + len(fed)
+        if focus is None or not focus.blocks or sizes is None or asked is None or stop <= focus.beyond:
+            return fed
+        self._evidence = Evidence(asked)
+        try:
+            if asked < start == first and start - sizes.group >= (self.method.attended or 0):
+                self._read_again(start - sizes.group, start)
+            self._feed(fed, Trace(), "none", None, since=start)
+            self._brought = self._evidence.strongest(focus.blocks, max(0, stop - focus.reach) // self.kv.layout.block_tokens)
+        finally:
+            self._evidence = None
+        self.kv.truncate(start)
+        self._recent.forget()
+        return fed[start - first :]
+
+    def _read_again(self, start: int, stop: int) -> None:
+        """Read tokens ``[start, stop)`` once more on a twin, to see what they look at."""
+        twin = self.kv.fork(start, self.kv.source)
+        try:
+            again = MemoryEngine(self._attachment, self._tokenizer, self.method, twin, self._tokens, lambda final: None)
+            again._evidence = self._evidence
+            again.catch_up(stop)
+        finally:
+            twin.close()
 
     def _decoded(self, token: int, trace: Trace) -> Tensor | None:
         """Logits after one more token of a reply."""
@@ -272,7 +314,10 @@ class MemoryEngine:
         start = self.kv.length
         span = (start, start + len(ids))
         shares = trace.shares if trace is not None and logits == "last" else None
-        step = MemoryStep(self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled, shares)
+        evidence, brought = self._evidence, self._brought
+        step = MemoryStep(
+            self.kv, self.method, self._attachment, self._ops, span, self._recent, trace, since, settled, shares, evidence, brought
+        )
         self.counters.forwards += 1
         before = (0, 0) if trace is None else (trace.attended, trace.keys_scored)
         with torch.no_grad():

@@ -67,4 +67,4 @@ def _as_it_was(spec: str, window: int) -> str:
         options |= {"reach": str(window), "probes": "0"}
     if "cluster_tokens" not in options:
         options |= {"cluster_tokens": "128", "probed_share": "0.125"}
-    return spec_of(name, {"most_probes": options["probes"], **options}) + positions
+    return spec_of(name, {"most_probes": options["probes"], "focus": "0", **options}) + positions

@@ -218,6 +218,14 @@ class Session:
         self._streamed = weakref.ref(stream)
         return stream
 
+    def _asked(self) -> int | None:
+        """The token where the message that is to be answered begins; None where the last turn is a reply, or nobody wants to know."""
+        focus = self._engine_now().method.focus
+        if focus is None or not focus.blocks or self._timeline.token_count <= focus.beyond:
+            return None
+        last = self.last_turn
+        return None if last is None or last.role == "assistant" else last.start
+
     def check_format(self, format: ReplyFormat, max_new_tokens: int) -> None:
         """Raise ConfigError if no reply of so many tokens can be held to ``format`` here."""
         self._services.structured.check(format, self._conversation.tools, max_new_tokens)
@@ -227,7 +235,7 @@ class Session:
             if (held := self._services.structured.processor(format, self._conversation.tools, request.max_new_tokens)) is not None:
                 hooks["processors"] = [*(hooks.get("processors") or ()), held]
             prompt = self._conversation.prompt()
-            request = replace(request, prompt=tuple(prompt))
+            request = replace(request, prompt=tuple(prompt), asked=self._asked())
             trace, generated, texts = Trace(), [], []
             pieces = self._engine_now().generate(self._timeline.token_count, request, trace, **hooks)
             reason = "cancelled"

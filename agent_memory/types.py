@@ -253,7 +253,7 @@ class GenerationRequest:
     """One reply to generate after the tokens a Session holds.
 
     ``prompt`` are ids to feed first (the generation prompt); ``end_ids`` end the reply; ``stop`` are strings that end it and are
-    cut from its text.
+    cut from its text; ``asked`` is the token where the message that is answered begins, None where there is none.
     """
 
     prompt: tuple[int, ...] = ()
@@ -261,6 +261,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     end_ids: tuple[int, ...] = ()
+    asked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class Attended:
         sink: how many of the first keys are the sink's.
         recalled: how many of those after them were chosen from memory; all others are local.
         before: attended keys that stand before these and are not among them.
+        brought: bool ``[G, S, n]``: keys that are brought near; None for none.
     """
 
     keys: Tensor
@@ -37,6 +38,7 @@ class Attended:
     sink: int = 0
     recalled: int = 0
     before: int = 0
+    brought: Tensor | None = None
 
 
 class PositionMap(Protocol):
@@ -90,11 +92,13 @@ class WindowPositions:
         window: the trained one, in tokens.
         reach: positions that are used beyond it, at least as many as are attended, those left out that are clipped; None is the window.
         clipped: whether recalled keys further away share a distance.
+        near: distance of keys that are brought near, where they are further away; only of those that are clipped.
     """
 
     window: int
     reach: int | None = None
     clipped: bool = False
+    near: int | None = None
 
     def regions(self, attended: Attended) -> list[Region]:
         """One causal Region."""
@@ -106,6 +110,8 @@ class WindowPositions:
         if bool(first.any()):
             room = (tokens - first[:, None]).clamp(min=0)
             clipped = self.clipped and attended.recalled == tokens.shape[-1]
+            if clipped and attended.brought is not None and self.near is not None:
+                room = torch.where(attended.brought, room.clamp(min=(self.reach or self.window) - self.near), room)
             positions = room if clipped else torch.maximum(attended.before + present.cumsum(-1) - 1, room)
         visible = None
         if not (bool(present.all()) and bool((tokens[..., -1] <= queries[:, :1]).all())):

@@ -18,6 +18,7 @@ from agent_memory_kernels import Operations
 
 from ..memory.layer_kv import LayerKV
 from ..memory.session_kv import SessionKV
+from .evidence import Evidence
 from .methods import Method, Sizes
 from .pieces import Piece, cut
 from .place import Place
@@ -102,6 +103,8 @@ class MemoryStep:
         settled: tokens before it will not be fed again, so that methods with feedback count them; by default those before ``since``,
             or all where nothing is traced.
         shares: takes the attention weights of the last token, if given.
+        evidence: takes what the last group of each piece looks at, if given.
+        brought: int64 ``[b]``, Blocks that are chosen and brought near, padded with -1.
     """
 
     def __init__(
@@ -116,9 +119,12 @@ class MemoryStep:
         since: int = 0,
         settled: int | None = None,
         shares: AttentionShares | None = None,
+        evidence: Evidence | None = None,
+        brought: Tensor | None = None,
     ) -> None:
         self.kv, self.method, self.rotary, self.ops, self.recent = kv, method, rotary, ops, recent
         self._trace, self._since, self._shares = trace, since, shares
+        self._evidence, self._brought = evidence, brought
         self.start, self.stop = span
         self._settled = settled if settled is not None else self.stop if trace is None else since
         group = 1 if method.sizes is None else method.sizes.group
@@ -316,6 +322,7 @@ class MemoryStep:
         asking = groups.queries.shape[2]
         # Whoever is heard in a piece after the first asks in the piece before it.
         shared = 0 if first else groups.voters.shape[2] - asking
+        looking = 0 if self._evidence is None else min(asking, groups.place.stop - self._evidence.since)
         return Ask(
             groups.voters,
             asking,
@@ -325,6 +332,9 @@ class MemoryStep:
             groups.place.asking,
             rule.softcap,
             near.log_sum_exp,
+            self._brought,
+            self._evidence.add if looking > 0 and self._evidence is not None else None,
+            looking,
         )
 
     def _traced(self, groups: _Groups) -> Trace | None:
@@ -341,7 +351,10 @@ class MemoryStep:
         count, recalled = chosen.tokens.shape[0], chosen.tokens.shape[2]
         kv = self._buffers.take("recalled", (2, count, sink.shape[1], recalled, sink.shape[3]), sink)
         tokens = self._read(rule, groups, chosen, kv)
-        return Attended(kv[0], kv[1], tokens, groups.place.asking, recalled=recalled, before=sizes.sink)
+        brought, asking = None, groups.place.asking
+        if self._brought is not None:
+            brought = torch.isin(tokens.div(self.kv.layout.block_tokens, rounding_mode="floor"), self._brought) & (tokens >= 0)
+        return Attended(kv[0], kv[1], tokens, asking, recalled=recalled, before=sizes.sink, brought=brought)
 
     def _read(self, rule: LayerRule, groups: _Groups, chosen: Selection, out: Tensor) -> Tensor:
         """Write what was chosen to ``out [2, G, Hk, n, d]``; returns the tokens ``[G, S, n]``, -1 where there is none."""

@@ -105,6 +105,16 @@ def test_a_session_of_clusters_of_128_keeps_them_and_looks_into_an_eighth() -> N
     assert found.spec == mine.spec.replace("cluster_tokens=32", "cluster_tokens=128").replace("probed_share=0.18", "probed_share=0.125")
 
 
+def test_a_session_of_before_messages_had_a_focus_brings_nothing_near() -> None:
+    mine = make_method("recall", 2048)
+    assert mine.focus is not None and mine.focus.blocks == 1 and mine.spec is not None
+    written = ":".join(option for option in mine.spec.split(":") if not option.startswith("focus"))
+    found = method_of("old", {"method": written, "window": 2048}, mine, 2048, make_method)
+    assert found.focus is not None and found.focus.blocks == 0
+    again = method_of("new", {"method": mine.spec, "window": 2048}, mine, 2048, make_method)
+    assert again.focus == mine.focus and again.positions == mine.positions
+
+
 def test_every_option_is_written_down(runtime: Runtime) -> None:
     spec = what_is_recorded(runtime.method(0), 512, None)["method"]
     again = make_method(spec, 512, choosers=frozenset({2}))
@@ -138,6 +148,9 @@ def test_options_of_the_other_score_are_refused() -> None:
         "recall:probes=-1": "probes=-1 cannot be used",
         "recall:most_probes=100": "most_probes=100 cannot be used; it must be at least 256",
         "recall:probed_share=18": "probed_share=18.0 cannot be used; it must be from 0 to 1",
+        "recall:positions=true:focus=1": "only clipped keys can be brought near",
+        "recall:focus=100": "focus=100 cannot be used: it must be between 0 and",
+        "recall:focus_distance=20": "focus_distance=20 cannot be used: it must be between",
         "recall:cluster_tokens=1": "cluster_tokens=1 cannot be used",
         "streaming:attended=4096": "attended=4096 cannot be used",
     }.items():

@@ -36,6 +36,21 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Focus:
+    """What a message is about stands near while it is answered: see :mod:`..evidence`.
+
+    Attributes:
+        blocks: Blocks that are brought near, each with the one after it.
+        reach: tokens before a query that are looked at at their true distance.
+        beyond: only of timelines of more than so many tokens.
+    """
+
+    blocks: int
+    reach: int
+    beyond: int
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """How memory takes part in attention.
 
@@ -48,6 +63,7 @@ class Method:
             full-attention layer chooses for itself, as in the papers.
         border: a Session of at most this many tokens is attended whole, at true positions; by default the attended set.
         blocks_read: Blocks a choice of one KV head reads at most; None: those its tokens fill, and as many for what they cut.
+        focus: what is brought near while a message is answered; None for nothing.
         spec: the line that makes this method again, with every option written out, whatever defaults are by then; None where there is
             none.
     """
@@ -59,6 +75,7 @@ class Method:
     choosers: frozenset[int] | None = None
     border: int | None = None
     blocks_read: int | None = None
+    focus: Focus | None = None
     spec: str | None = None
 
     def chooses(self, layer: int) -> bool:

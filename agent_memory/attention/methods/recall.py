@@ -12,7 +12,7 @@ from ...types import BLOCK_TOKENS, GROUP_TOKENS
 from ..positions import PackedPositions, WindowPositions
 from ..selectors import MassConfig, MassSelector, RecallSelector, Selector
 from ..selectors.recall import RecallRule
-from .base import Given, Method, Sizes, bounded, derive_sizes, rounded_head
+from .base import Focus, Given, Method, Sizes, bounded, derive_sizes, rounded_head
 from .spec import spec_of
 
 ATTENDED_DEFAULT = 2048
@@ -25,7 +25,10 @@ BLOCKS_READ = 4
 """Blocks that recalled tokens are taken from by default, for each that they would fill."""
 
 MASS_OPTIONS = frozenset({"estimate_unread", "reach", "probes", "probed_share", "most_probes", "cluster_tokens"})
-"""Options of ``score=mass``, beside sizes."""
+"""Options of ``score=mass`` that its selector has, beside sizes."""
+
+FOCUS_OPTIONS = frozenset({"focus", "focus_distance"})
+"""What else is an option of ``score=mass``."""
 
 GROUP_SHARE, LARGEST_GROUP = 32, 64
 """A group of the default rule is this part of the attended tokens, and at most so many. A choice of 64 queries costs little more than one
@@ -39,6 +42,9 @@ POSITIONS = ("clipped", "true", "packed")
 
 PROBES, MOST_PROBES = 256, 2048
 """Clusters that a choice by mass looks into by default: of a short memory, and of a long one."""
+
+FOCUS = 1
+"""Blocks that are brought near by default."""
 
 MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
 """Options of ``score=max``, beside sizes."""
@@ -63,6 +69,9 @@ class Recall:
             distance. Models find what is far away badly: by default a quarter of the window, and 1,024 tokens of small ones; half of
             the window unless keys are ``clipped``.
         probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
+        focus: Blocks that a message points at (:mod:`..evidence`), which stand near while it is answered, each with the one after it. Only
+            of ``clipped`` keys, and of timelines longer than the trained window; 0 brings none.
+        focus_distance: how near; by default a quarter of ``reach``, behind the local tokens.
         probed_share, most_probes, cluster_tokens: see :class:`MassConfig`.
         scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
@@ -81,6 +90,8 @@ class Recall:
     probed_share: float | None = None
     most_probes: int | None = None
     cluster_tokens: int | None = None
+    focus: int | None = None
+    focus_distance: int | None = None
     found: int | None = None
     survivors: int | None = None
     vote: str | None = None
@@ -98,7 +109,8 @@ class Recall:
         if score not in ("mass", "max"):
             raise ConfigError(f"recall: score={score!r} cannot be used; choose one of mass, max")
         options = {name: value for name, value in vars(chosen).items() if value is not None}
-        mine, others = (MASS_OPTIONS, MAX_OPTIONS) if score == "mass" else (MAX_OPTIONS, MASS_OPTIONS)
+        by_mass = MASS_OPTIONS | FOCUS_OPTIONS
+        mine, others = (by_mass, MAX_OPTIONS) if score == "mass" else (MAX_OPTIONS, by_mass)
         foreign = sorted(options.keys() & others - mine)
         if foreign:
             raise ConfigError(f"recall: {foreign[0]} is an option of score={'max' if score == 'mass' else 'mass'}, and score is {score}")
@@ -115,6 +127,7 @@ class Recall:
         blocks = most * (1 if score == "max" else BLOCKS_READ) if chosen.blocks is None else chosen.blocks
         where = chosen._where(score)
         selector: Selector
+        focus, near = None, None
         if score == "max":
             rule = RecallRule(blocks, **{name: options[name] for name in MAX_OPTIONS & options.keys()})
             rule.check(most)
@@ -125,12 +138,14 @@ class Recall:
             own |= {name: options[name] for name in MASS_OPTIONS & options.keys()}
             config = MassConfig(sizes.recalled, blocks, given.window, **{**own, "reach": reach})
             config.check()
+            focus, near = chosen._focus(given.window, sizes, where, reach)
             selector, named = MassSelector(config, given.ops), {name: getattr(config, name) for name in sorted(MASS_OPTIONS)}
-        positions = PackedPositions() if where == "packed" else WindowPositions(given.window, named.get("reach"), where == "clipped")
+            named |= {"focus": focus.blocks, "focus_distance": near}
+        positions = PackedPositions() if where == "packed" else WindowPositions(given.window, named.get("reach"), where == "clipped", near)
         written = {"score": score, "attended": sizes.attended, "local": sizes.local, "group": sizes.group, "blocks": blocks}
         spec = spec_of("recall", {**written, "positions": where, **named})
         read = None if score == "max" else blocks
-        return Method("recall", sizes, selector, positions, choosers=given.choosers, blocks_read=read, spec=spec)
+        return Method("recall", sizes, selector, positions, choosers=given.choosers, blocks_read=read, focus=focus, spec=spec)
 
     def _with_settings(self, settings: Mapping[str, Any]) -> Recall:
         """The options a checkpoint names fill what is not given; none of them where another way of scoring is asked for.
@@ -175,6 +190,18 @@ class Recall:
         if where not in POSITIONS:
             raise ConfigError(f"recall: positions={where!r} cannot be used; choose one of {', '.join(POSITIONS)}")
         return where
+
+    def _focus(self, window: int, sizes: Sizes, where: str, reach: int) -> tuple[Focus, int]:
+        """What is brought near, and how near."""
+        most = sizes.recalled // (2 * BLOCK_TOKENS)
+        blocks = (min(FOCUS, most) if where == "clipped" else 0) if self.focus is None else self.focus
+        if blocks and where != "clipped":
+            raise ConfigError(f"recall: focus={blocks} cannot be used with positions={where}; only clipped keys can be brought near")
+        bounded("recall: focus", blocks, 0, most, f"half of the {sizes.recalled} recalled tokens")
+        least = sizes.local + sizes.group
+        near = max(reach // 4, least) if self.focus_distance is None else self.focus_distance
+        bounded("recall: focus_distance", near, least, reach, "the local tokens and reach")
+        return Focus(blocks, reach, window), near
 
     def _reach(self, window: int, sizes: Sizes, where: str) -> int:
         """Recalled keys that share a distance take no room in it; others need one that holds the whole attended set."""

@@ -109,6 +109,10 @@ class Ask:
         rotate: the layer's rotation of ``[G, H, T, d]`` to positions ``[T]`` or ``[G, T]``.
         positions: int64 ``[G, asking]``, the token index of each query that chooses; empty where no rule needs them.
         softcap: bound of the layer's logits, or None.
+        brought: int64 ``[b]``, Blocks that are chosen by whoever asks, padded with -1; None for none.
+        look: takes fp32 ``[blocks]``, how sharply queries of the last group look at each Block (:mod:`..evidence`); None where nobody
+            wants it.
+        looking: the last so many that ask.
         near: gives fp32 ``[G, Hk, m]``, the log-sum-exp of what the asking queries attend to anyway: sink, local and own tokens.
     """
 
@@ -120,6 +124,9 @@ class Ask:
     positions: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int64))
     softcap: float | None = None
     near: Callable[[], Tensor] | None = None
+    brought: Tensor | None = None
+    look: Callable[[Tensor], None] | None = None
+    looking: int = 0
 
     def rotated(self, queries: Tensor, positions: Tensor) -> Tensor:
         """Some of the queries ``[G, H, T, d]``, rotated to positions ``[T]`` or ``[G, T]``."""

@@ -65,6 +65,23 @@ class _Field:
         return replace(self, blocks=self.blocks[groups], tokens=self.tokens[groups], parts=self.parts[groups])
 
 
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """What every KV head chooses, whatever it weighs.
+
+    Attributes:
+        blocks: int64 ``[g, b]``, padded with -1.
+        tokens: int64 ``[g, b * 32]``: theirs, padded with -1.
+    """
+
+    blocks: Tensor
+    tokens: Tensor
+
+    def of(self, groups: slice) -> _Brought:
+        """Of some of the groups."""
+        return _Brought(self.blocks[groups], self.tokens[groups])
+
+
 class MassSelector:
     """Chooses tokens by :class:`MassConfig`, for each KV head its own."""
 
@@ -86,9 +103,14 @@ class MassSelector:
         nearest, farthest = _noted(bounds, (self.config, "edges"), lambda: (int(first.min()), int(first.max())))
         clusters = self._clusters(layer, nearest, ask.asking)
         start = 0 if clusters is None else clusters.blocks
+        wanted = ask.brought
+        brought = None if wanted is None else _noted(bounds, "brought", lambda: _brought(wanted, bounds))
         field = _noted(bounds, (self.config, start), lambda: _field(bounds, first, nearest, start))
         scan = Scan(self.config, self._ops, ask, scaling, layer, Scanned(start, field.blocks.shape[1], first, nearest, farthest))
-        found = [self._choose(scan, heads, groups, field.of(groups), layer, clusters) for heads, groups in scan.pieces]
+        found = [
+            self._choose(scan, heads, groups, field.of(groups), layer, clusters, brought and brought.of(groups))
+            for heads, groups in scan.pieces
+        ]
         chosen, attention, looked = zip(*found, strict=True)
         scored = field.scanned * scan.heads + sum(looked)
         unread = None
@@ -105,7 +127,14 @@ class MassSelector:
         return clusters if clusters.blocks * BLOCK_TOKENS >= self.config.fewest(tokens) else None
 
     def _choose(
-        self, scan: Scan, heads: slice, groups: slice, field: _Field, layer: LayerKV, clusters: LayerClusters | None
+        self,
+        scan: Scan,
+        heads: slice,
+        groups: slice,
+        field: _Field,
+        layer: LayerKV,
+        clusters: LayerClusters | None,
+        brought: _Brought | None,
     ) -> tuple[Tensor, tuple[Tensor, ...], int]:
         """What some groups choose for some KV heads: tokens ``[s, g, tokens]``; attention ``[s, g, m, dv]`` to the rest and its
         log-sum-exp ``[s, g, m]``, if that is wanted; and how many keys were scored in clusters."""
@@ -115,7 +144,11 @@ class MassSelector:
         if clusters is not None:
             count = self.config.looked_into(clusters.most)
             found = look_up(scan, clusters, heads, groups, field.blocks, field.early, count)
-        chosen = self._best(weights, found, field, scan.start)
+        each = _each(weights, None if found is None else found.total)
+        if scan.ask.look is not None and groups.stop == len(scan.near):
+            units = _looking(each[:, -1], scan.ask)
+            scan.ask.look(_sharpness(weights, found, units, scan.start, field.blocks.shape[1]))
+        chosen = self._best(weights, found, each, field, scan.start, brought)
         scored = 0 if found is None else found.scored
         if not self.config.estimate_unread:
             return chosen, (), scored
@@ -129,10 +162,9 @@ class MassSelector:
         near = scan.near[groups, heads].transpose(0, 1)
         return chosen, _attended(masses, layer.parts.means(heads, *blocks), near), scored
 
-    def _best(self, weights: Tensor, found: Found | None, field: _Field, start: int) -> Tensor:
+    def _best(self, weights: Tensor, found: Found | None, each: Tensor, field: _Field, start: int, brought: _Brought | None) -> Tensor:
         """The chosen tokens, int64 ``[s, g, tokens]`` ascending and padded with -1, by ``weights [s, n * 32, g, m]`` of those from Block
-        ``start`` on, and of those that were found."""
-        each = _each(weights, None if found is None else found.total)
+        ``start`` on, and of those that were found; what is ``brought`` whatever it weighs."""
         shares = _shares(weights, each)
         by_block = shares.unflatten(2, (-1, BLOCK_TOKENS)).sum(-1)
         early = shares[..., :0]
@@ -140,23 +172,35 @@ class MassSelector:
             early = (found.weights @ each[..., None])[..., 0]
             before = shares.new_zeros((*shares.shape[:2], field.blocks.shape[1] + 1)).scatter_add_(2, found.blocks, early)
             by_block = torch.cat([before[..., :start], by_block], 2)
-        left_out = self._left_out(by_block, field)
+        count = self.config.tokens - (0 if brought is None else brought.tokens.shape[1])
+        left_out = self._left_out(by_block, field, brought)
         late = shares.masked_fill(~field.tokens, EMPTY).add_(left_out[..., start:-1].repeat_interleave(BLOCK_TOKENS, 2))
         if found is None:
-            places = self._ops.select(late, self.config.tokens)
-            return torch.where(places < 0, places, places + start * BLOCK_TOKENS)
-        count = early.shape[2]
+            places = self._ops.select(late, count)
+            return _with(torch.where(places < 0, places, places + start * BLOCK_TOKENS), brought)
+        early_ones = early.shape[2]
         early += left_out.expand(*early.shape[:2], -1).gather(2, found.blocks)
-        places = self._ops.select(torch.cat([early, late], 2), self.config.tokens)
-        theirs = found.tokens.gather(2, places.clamp(min=0, max=count - 1)).long()
-        return _ascending(torch.where(places < count, theirs, places + (start * BLOCK_TOKENS - count)), places >= 0)
+        places = self._ops.select(torch.cat([early, late], 2), count)
+        theirs = found.tokens.gather(2, places.clamp(min=0, max=early_ones - 1)).long()
+        chosen = torch.where(places < early_ones, theirs, places + (start * BLOCK_TOKENS - early_ones))
+        return _with(chosen.masked_fill_(places < 0, -1), brought, ordered=False)
 
-    def _left_out(self, by_block: Tensor, field: _Field) -> Tensor:
-        """fp32 ``[s, g, blocks + 1]``: 0 for the Blocks that tokens are taken from, -inf for the others and behind the last."""
+    def _left_out(self, by_block: Tensor, field: _Field, brought: _Brought | None) -> Tensor:
+        """fp32 ``[s, g, blocks + 1]``: 0 for the Blocks that tokens are taken from, -inf for the others and behind the last. What is
+        ``brought`` is not taken twice."""
         count = by_block.shape[2]
-        if self.config.blocks >= count:
+        if brought is None:
+            return self._taken(by_block, field, self.config.blocks)
+        blocks = brought.blocks.masked_fill(brought.blocks < 0, count).expand(len(by_block), -1, -1)
+        padded = torch.nn.functional.pad(by_block, (0, 1)).scatter_(2, blocks, EMPTY)
+        return self._taken(padded[..., :count], field, self.config.blocks - blocks.shape[2]).scatter_(2, blocks, EMPTY)
+
+    def _taken(self, by_block: Tensor, field: _Field, most: int) -> Tensor:
+        """:meth:`_left_out` for ``most`` Blocks, by the mass of each."""
+        count = by_block.shape[2]
+        if most >= count:
             return torch.nn.functional.pad(by_block.new_zeros(by_block.shape), (0, 1), value=EMPTY)
-        blocks = self._ops.select(by_block.masked_fill(~field.blocks, EMPTY), self.config.blocks)
+        blocks = self._ops.select(by_block.masked_fill(~field.blocks, EMPTY), most)
         left_out = by_block.new_full((*by_block.shape[:2], count + 1), EMPTY)
         left_out.scatter_(2, blocks.masked_fill(blocks < 0, count), 0.0)
         left_out[..., count] = EMPTY
@@ -168,6 +212,42 @@ def _ascending(tokens: Tensor, there: Tensor) -> Tensor:
     none = torch.iinfo(tokens.dtype).max
     ordered = tokens.masked_fill(~there, none).sort(-1).values
     return ordered.masked_fill_(ordered == none, -1)
+
+
+def _with(tokens: Tensor, brought: _Brought | None, ordered: bool = True) -> Tensor:
+    """Tokens ``[s, g, n]``, -1 where there is none, and what is brought, ascending and padded with -1."""
+    if brought is not None:
+        tokens, ordered = torch.cat([tokens, brought.tokens.expand(len(tokens), -1, -1)], 2), False
+    return tokens if ordered else _ascending(tokens, tokens >= 0)
+
+
+def _brought(blocks: Tensor, bounds: Bounds) -> _Brought:
+    """Those of ``blocks [b]`` that groups may choose."""
+    candidates = torch.nn.functional.pad(bounds.candidates, (0, 1))
+    inside = blocks.clamp(min=-1, max=bounds.candidates.shape[1])
+    theirs = inside.expand(len(candidates), -1).masked_fill(~candidates[:, inside], -1)
+    return _Brought(theirs, bounds.tokens(theirs[:, None])[:, 0])
+
+
+def _looking(each: Tensor, ask: Ask) -> Tensor:
+    """fp32 ``[s, m]``: the share of its own attention that a unit of weight is, of the queries that look; 0 of those that only ask. ``each
+    [s, m]`` as :func:`_each` gives it."""
+    units = (each * each.shape[1]).unflatten(1, (-1, ask.asking)).clone()
+    units[..., : ask.asking - ask.looking] = 0.0
+    flat: Tensor = units.flatten(1)
+    return flat
+
+
+def _sharpness(weights: Tensor, found: Found | None, units: Tensor, start: int, blocks: int) -> Tensor:
+    """Squared shares of all attention that the queries of the last group give to the keys of each Block, fp32 ``[blocks]``: of ``weights
+    [s, n * 32, g, m]`` of those from Block ``start`` on, and of those that were found, in units of ``[s, m]``."""
+    unit = units.square()[..., None]
+    late = (weights[:, :, -1].square() @ unit)[..., 0].sum(0).view(-1, BLOCK_TOKENS).sum(1)
+    sharpness = torch.nn.functional.pad(late, (start, 0))
+    if found is not None:
+        early = (found.weights[:, -1].square() @ unit)[..., 0]
+        sharpness = torch.nn.functional.pad(sharpness, (0, 1)).scatter_add_(0, found.blocks[:, -1].flatten(), early.flatten())[:blocks]
+    return sharpness
 
 
 def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> Tensor:

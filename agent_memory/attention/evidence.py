@@ -1,0 +1,56 @@
+"""Which Blocks the queries of a message look at sharply, over all layers: what the message is about.
+
+Knows Blocks by number; nothing of keys, or of who reads this. A query that looks for something looks at few keys: those of the same name,
+or of what followed it. So what counts of a query is the sum of its squared attention shares, Block by Block: a head that looks everywhere
+adds next to nothing, one that looks at a single key adds 1. All heads of all layers are added up: few of them find things (retrieval
+heads, arXiv 2404.15574), in some layers only, and what they find is to be told to the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEAR_WEIGHT = 0.5
+"""What a look at a Block at its true distance counts: what is near is looked at more sharply than the same further away."""
+
+
+class Evidence:
+    """Squared attention shares by Block, summed over layers, heads and queries.
+
+    Args:
+        since: the first token whose query counts.
+    """
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+        self._sums: Tensor | None = None
+
+    def add(self, sharpness: Tensor) -> None:
+        """Add what queries of one layer look at, fp32 ``[blocks]``."""
+        sums = sharpness if self._sums is None else self._sums
+        longest = max(len(sums), len(sharpness))
+        self._sums = sharpness if self._sums is None else _padded(sums, longest) + _padded(sharpness, longest)
+
+    def strongest(self, count: int, far: int) -> Tensor | None:
+        """The Blocks that are looked at most sharply, each with the one after it: what a query looks for stands after what it recognises,
+        which may be where a Block ends.
+
+        Args:
+            count: how many.
+            far: the first Block that was looked at at its true distance.
+
+        Returns:
+            int64 ``[2 * count]`` or fewer, without duplicates, padded with -1; None where nothing is looked at.
+        """
+        sums = self._sums
+        if sums is None or not count:
+            return None
+        values, blocks = torch.cat([sums[:far], sums[far:] * NEAR_WEIGHT]).topk(min(count, len(sums)))
+        blocks = blocks.masked_fill(values <= 0, -2)
+        both = torch.cat([blocks, blocks + 1]).clamp(min=-1).sort().values
+        return both.masked_fill(both == torch.nn.functional.pad(both[:-1], (1, 0), value=-1), -1)
+
+
+def _padded(sums: Tensor, count: int) -> Tensor:
+    return torch.nn.functional.pad(sums, (0, count - len(sums)))
