@@ -1,9 +1,10 @@
 """Which Blocks the queries of a message look at sharply, over all layers: what the message is about.
 
 Knows Blocks by number; nothing of keys, or of who reads this. A query that looks for something looks at few keys: those of the same name,
-or of what followed it. So what counts of a query is the sum of its squared attention shares, Block by Block: a head that looks everywhere
-adds next to nothing, one that looks at a single key adds 1. All heads of all layers are added up: few of them find things (retrieval
-heads, arXiv 2404.15574), in some layers only, and what they find is to be told to the others.
+or of what followed it. So what counts of a key is how the shares of attention vary that the queries of a head give it, their squared
+differences from their mean: a head that looks everywhere adds next to nothing, one that always looks at the same keys, whatever it is
+asked (as at the sink), adds nothing, and one that looks at a key once adds almost 1. All heads of all layers are added up: few of
+them find things (retrieval heads, arXiv 2404.15574), in some layers only, and what they find is to be told to the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ NEAR_WEIGHT = 0.5
 
 
 class Evidence:
-    """Squared attention shares by Block, summed over layers, heads and queries.
+    """How sharply queries look at each Block, summed over layers and heads.
 
     Args:
         since: the first token whose query counts.
@@ -27,7 +28,7 @@ class Evidence:
         self._sums: Tensor | None = None
 
     def add(self, sharpness: Tensor) -> None:
-        """Add what queries of one layer look at, fp32 ``[blocks]``."""
+        """Add how sharply queries of one layer look at each Block, fp32 ``[blocks]``."""
         sums = sharpness if self._sums is None else self._sums
         longest = max(len(sums), len(sharpness))
         self._sums = sharpness if self._sums is None else _padded(sums, longest) + _padded(sharpness, longest)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from llama_index.llms.agent_memory import AgentMemory
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from agent_memory.model.fingerprint import fingerprint
 from agent_memory.model.load import load
 from agent_memory.model.locate import locate
 from agent_memory.runtime import Runtime
+from agent_memory.session import Session
 from langchain_agent_memory import ChatAgentMemory
 from tests.cli.conftest import Result, cli, own_folder
 
@@ -88,3 +90,37 @@ def test_recall_keeps_what_a_sliding_window_forgets(tmp_path: Path) -> None:
             losses[method] = float(runtime.score(ids, of=range(len(ids) - len(answer), len(ids)), alone=len(ids) - len(answer)).sum())
     full, recall, window = losses.values()
     assert full < 1 and recall < full + 0.5 and window > full + 5
+
+
+class Brought(LogitsProcessor):
+    """Blocks that stand near while a reply is made."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.blocks = session, set[int]()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        brought = self.session.engine._brought
+        self.blocks |= set() if brought is None else set(brought.tolist())
+        return scores
+
+
+def test_what_a_message_asks_about_is_brought_near(tmp_path: Path) -> None:
+    """Eight numbers of the same form in 2,300 tokens, with a window of 1,024: the Block with the one that is asked for stands near."""
+    cities = ("Madrid", "Osaka", "Lima", "Cairo", "Seoul", "Oslo", "Quito", "Perth")
+    lines = (Path(__file__).parents[2] / "docs" / "promises.md").read_text(encoding="utf-8")[:11000].split("\n")
+    step = len(lines) // len(cities)
+    facts = {city: f"The special magic number for {city} is {1234 * (at + 3)}." for at, city in enumerate(cities)}
+    text = "\n".join(line for at, fact in enumerate(facts.values()) for line in (*lines[at * step : (at + 1) * step], fact))
+    found = 0
+    with Runtime.load("smollm2", store=tmp_path, window=1024, border=None) as runtime, runtime.session("a") as session:
+        session.append("user", text)
+        for city in cities[:4]:
+            child = session.fork(f"about {city}")
+            child.append("user", f"What is the special magic number for {city} mentioned in the text?", prefill=False)
+            seen = Brought(child)
+            for _ in child.generate(max_new_tokens=1, processors=LogitsProcessorList([seen])):
+                pass
+            child.close(keep=False)
+            first = session.turns()[-1].start + len(runtime.tokenizer.encode(text[: text.index(facts[city])]))
+            found += bool(seen.blocks & {first // 32, (first + 20) // 32})
+    assert found >= 3

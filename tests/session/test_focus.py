@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from agent_memory.attention.evidence import Evidence
 from agent_memory.session import Session
 from tests.session.conftest import MakeRuntime, story
 
 METHOD = "recall:score=mass:attended=256"
 TEXTS = story(7, 14)
-QUESTIONS = ("What was read last, and by whom?", " ".join(f"Tell me about the tool number {number}." for number in range(9)))
+QUESTIONS = (
+    "What was read last, and by whom?",
+    *(" ".join(f"Tell me about the tool number {number}." for number in range(count)) for count in (4, 5, 6, 9)),
+)
 
 
 class Seen(LogitsProcessor):
@@ -52,10 +56,28 @@ def session_of(make_runtime: MakeRuntime, tmp_path: Path) -> Callable[..., Sessi
     return make
 
 
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What messages looked at, one after another."""
+    sums: list[Tensor] = []
+    strongest = Evidence.strongest
+
+    def noted(self: Evidence, count: int, far: int) -> Tensor | None:
+        assert self._sums is not None
+        sums.append(self._sums.clone())
+        return strongest(self, count, far)
+
+    monkeypatch.setattr(Evidence, "strongest", noted)
+    return sums
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_reply_is_the_same_whether_its_message_was_read_before_or_not(session_of: Callable[..., Session], question: str) -> None:
+def test_a_reply_is_the_same_whether_its_message_was_read_before_or_not(
+    session_of: Callable[..., Session], question: str, looked: list[Tensor]
+) -> None:
     found = []
     with session_of("now") as session:
+        session.prefill()
         session.append("user", question, prefill=False)
         found.append(answered(session))
     with session_of("before") as session:
@@ -67,8 +89,9 @@ def test_a_reply_is_the_same_whether_its_message_was_read_before_or_not(session_
         found.append(answered(session))
     assert len(found[0].brought) == 2
     assert all(one.brought == found[0].brought for one in found)
-    for one in found[1:]:
+    for one, sums in zip(found[1:], looked[1:], strict=True):
         torch.testing.assert_close(one.logits, found[0].logits, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(sums, looked[0], atol=1e-3, rtol=1e-3)
 
 
 def test_what_is_kept_does_not_depend_on_what_was_near(session_of: Callable[..., Session]) -> None:

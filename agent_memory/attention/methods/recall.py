@@ -43,8 +43,8 @@ POSITIONS = ("clipped", "true", "packed")
 PROBES, MOST_PROBES = 256, 2048
 """Clusters that a choice by mass looks into by default: of a short memory, and of a long one."""
 
-FOCUS = 1
-"""Blocks that are brought near by default."""
+FOCUS, FOCUS_SHARE, NEAREST_FOCUS = 1, 4, 512
+"""Blocks that are brought near by default: to a quarter of ``reach``, and not nearer than so many tokens."""
 
 MAX_OPTIONS = frozenset(field.name for field in fields(RecallRule)) - {"blocks"}
 """Options of ``score=max``, beside sizes."""
@@ -71,7 +71,7 @@ class Recall:
         probes: clusters of like keys that are looked into; see :class:`MassConfig` and :class:`RecallRule`.
         focus: Blocks that a message points at (:mod:`..evidence`), which stand near while it is answered, each with the one after it. Only
             of ``clipped`` keys, and of timelines longer than the trained window; 0 brings none.
-        focus_distance: how near; by default a quarter of ``reach``, behind the local tokens.
+        focus_distance: how near; by default a quarter of ``reach``, but not nearer than 512 tokens or what is local.
         probed_share, most_probes, cluster_tokens: see :class:`MassConfig`.
         scan, clusters_from, found, survivors, vote, scope, echo, heard, margin, pool, angle: see :class:`RecallRule`.
     """
@@ -199,7 +199,7 @@ class Recall:
             raise ConfigError(f"recall: focus={blocks} cannot be used with positions={where}; only clipped keys can be brought near")
         bounded("recall: focus", blocks, 0, most, f"half of the {sizes.recalled} recalled tokens")
         least = sizes.local + sizes.group
-        near = max(reach // 4, least) if self.focus_distance is None else self.focus_distance
+        near = max(reach // FOCUS_SHARE, min(NEAREST_FOCUS, reach), least) if self.focus_distance is None else self.focus_distance
         bounded("recall: focus_distance", near, least, reach, "the local tokens and reach")
         return Focus(blocks, reach, window), near
 

@@ -146,8 +146,7 @@ class MassSelector:
             found = look_up(scan, clusters, heads, groups, field.blocks, field.early, count)
         each = _each(weights, None if found is None else found.total)
         if scan.ask.look is not None and groups.stop == len(scan.near):
-            units = _looking(each[:, -1], scan.ask)
-            scan.ask.look(_sharpness(weights, found, units, scan.start, field.blocks.shape[1]))
+            scan.ask.look(_sharpness(weights, found, each[:, -1], scan.ask, scan.start, field.blocks.shape[1]))
         chosen = self._best(weights, found, each, field, scan.start, brought)
         scored = 0 if found is None else found.scored
         if not self.config.estimate_unread:
@@ -229,25 +228,24 @@ def _brought(blocks: Tensor, bounds: Bounds) -> _Brought:
     return _Brought(theirs, bounds.tokens(theirs[:, None])[:, 0])
 
 
-def _looking(each: Tensor, ask: Ask) -> Tensor:
-    """fp32 ``[s, m]``: the share of its own attention that a unit of weight is, of the queries that look; 0 of those that only ask. ``each
-    [s, m]`` as :func:`_each` gives it."""
-    units = (each * each.shape[1]).unflatten(1, (-1, ask.asking)).clone()
-    units[..., : ask.asking - ask.looking] = 0.0
-    flat: Tensor = units.flatten(1)
-    return flat
-
-
-def _sharpness(weights: Tensor, found: Found | None, units: Tensor, start: int, blocks: int) -> Tensor:
-    """Squared shares of all attention that the queries of the last group give to the keys of each Block, fp32 ``[blocks]``: of ``weights
-    [s, n * 32, g, m]`` of those from Block ``start`` on, and of those that were found, in units of ``[s, m]``."""
-    unit = units.square()[..., None]
-    late = (weights[:, :, -1].square() @ unit)[..., 0].sum(0).view(-1, BLOCK_TOKENS).sum(1)
+def _sharpness(weights: Tensor, found: Found | None, each: Tensor, ask: Ask, start: int, blocks: int) -> Tensor:
+    """How sharply the queries of the last group look at each Block, fp32 ``[blocks]``: at keys of ``weights [s, n * 32, g, m]``, those
+    from Block ``start`` on, and of those that were found. ``each [s, m]`` as :func:`_each` gives it."""
+    units = (each * each.shape[1]).unflatten(1, (-1, ask.asking))[..., ask.asking - ask.looking :]
+    late = _variation(weights[:, :, -1], units).sum(0).view(-1, BLOCK_TOKENS).sum(1)
     sharpness = torch.nn.functional.pad(late, (start, 0))
     if found is not None:
-        early = (found.weights[:, -1].square() @ unit)[..., 0]
+        early = _variation(found.weights[:, -1], units)
         sharpness = torch.nn.functional.pad(sharpness, (0, 1)).scatter_add_(0, found.blocks[:, -1].flatten(), early.flatten())[:blocks]
     return sharpness
+
+
+def _variation(weights: Tensor, units: Tensor) -> Tensor:
+    """Of each key, how the shares of attention that queries give it vary, squares summed over queries and query heads, fp32 ``[s, n]``:
+    ``weights [s, n, m]`` in units of ``[s, h, t]``, of the last ``t`` queries of each of ``h`` heads."""
+    shares = weights.unflatten(2, (units.shape[1], -1))[..., -units.shape[2] :] * units[:, None]
+    varied: Tensor = (shares - shares.mean(3, keepdim=True)).square_().sum((2, 3))
+    return varied
 
 
 def _joined(parts: Sequence[Tensor], pieces: Sequence[tuple[slice, slice]]) -> Tensor:
