@@ -11,6 +11,7 @@ memory that is being made is kept there, too.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -116,7 +117,7 @@ def asked(runtime: Runtime, session: Session, questions: Sequence[Question]) -> 
     """What comes out for each question, by what is asked."""
     found = []
     for number, question in enumerate(questions):
-        response = ask(runtime, session, question, f"asked {number}")
+        response = ask(runtime, session, question, f"asked {os.getpid()} {number}")  # a run that was killed left its own
         said = question.whole if response.reply is None else response.reply
         found.append({"asked": question.text, "nll": round(sum(response.nll), 4), "right": right(question, said)})
     return sorted(found, key=lambda one: one["asked"])
