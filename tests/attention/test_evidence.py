@@ -43,7 +43,7 @@ def sums_of(evidence: Evidence) -> Tensor:
     return evidence._sums
 
 
-def test_it_counts_squared_shares_of_the_queries_that_look() -> None:
+def test_it_counts_how_shares_of_the_queries_that_look_vary() -> None:
     layer, keys = memory()
     queries, stop = queries_of(1, 16), TOKENS - 16
     evidence = Evidence(0)
@@ -58,7 +58,8 @@ def test_it_counts_squared_shares_of_the_queries_that_look() -> None:
         logits = torch.cat([far @ mine[:first].T, true @ turned[first:].T], 1) * SCALE
         logits[:, :32] = float("-inf")
         shares = torch.cat([logits, torch.zeros(16, 1)], 1).softmax(1)[11:, :-1]
-        expected[: -(-stop // BLOCK)] += torch.nn.functional.pad(shares.square().sum(0), (0, -stop % BLOCK)).view(-1, BLOCK).sum(1)
+        varied = (shares - shares.mean(0)).square()
+        expected[: -(-stop // BLOCK)] += torch.nn.functional.pad(varied.sum(0), (0, -stop % BLOCK)).view(-1, BLOCK).sum(1)
     found = sums_of(evidence)
     torch.testing.assert_close(found, expected[: len(found)], rtol=0.1, atol=0.02)  # of 8-bit keys
     assert found.argmax() == expected.argmax() and expected.max() > 0.5
