@@ -29,9 +29,10 @@ class Evidence:
 
     def add(self, sharpness: Tensor) -> None:
         """Add how sharply queries of one layer look at each Block, fp32 ``[blocks]``."""
-        sums = sharpness if self._sums is None else self._sums
-        longest = max(len(sums), len(sharpness))
-        self._sums = sharpness if self._sums is None else _padded(sums, longest) + _padded(sharpness, longest)
+        if self._sums is not None:
+            longest = max(len(self._sums), len(sharpness))
+            sharpness = _padded(self._sums, longest) + _padded(sharpness, longest)
+        self._sums = sharpness
 
     def strongest(self, count: int, far: int) -> Tensor | None:
         """The Blocks that are looked at most sharply, each with the one after it: what a query looks for stands after what it recognises,

@@ -104,7 +104,7 @@ class MassSelector:
         clusters = self._clusters(layer, nearest, ask.asking)
         start = 0 if clusters is None else clusters.blocks
         wanted = ask.brought
-        brought = None if wanted is None else _noted(bounds, "brought", lambda: _brought(wanted, bounds))
+        brought = None if wanted is None else _noted(bounds, "brought", lambda: _within_bounds(wanted, bounds))
         field = _noted(bounds, (self.config, start), lambda: _field(bounds, first, nearest, start))
         scan = Scan(self.config, self._ops, ask, scaling, layer, Scanned(start, field.blocks.shape[1], first, nearest, farthest))
         found = [
@@ -176,13 +176,18 @@ class MassSelector:
         late = shares.masked_fill(~field.tokens, EMPTY).add_(left_out[..., start:-1].repeat_interleave(BLOCK_TOKENS, 2))
         if found is None:
             places = self._ops.select(late, count)
-            return _with(torch.where(places < 0, places, places + start * BLOCK_TOKENS), brought)
-        early_ones = early.shape[2]
-        early += left_out.expand(*early.shape[:2], -1).gather(2, found.blocks)
-        places = self._ops.select(torch.cat([early, late], 2), count)
-        theirs = found.tokens.gather(2, places.clamp(min=0, max=early_ones - 1)).long()
-        chosen = torch.where(places < early_ones, theirs, places + (start * BLOCK_TOKENS - early_ones))
-        return _with(chosen.masked_fill_(places < 0, -1), brought, ordered=False)
+            chosen = torch.where(places < 0, places, places + start * BLOCK_TOKENS)
+            if brought is None:
+                return chosen  # ascending as they are
+        else:
+            early_ones = early.shape[2]
+            early += left_out.expand(*early.shape[:2], -1).gather(2, found.blocks)
+            places = self._ops.select(torch.cat([early, late], 2), count)
+            theirs = found.tokens.gather(2, places.clamp(min=0, max=early_ones - 1)).long()
+            chosen = torch.where(places < early_ones, theirs, places + (start * BLOCK_TOKENS - early_ones)).masked_fill_(places < 0, -1)
+        if brought is not None:
+            chosen = torch.cat([chosen, brought.tokens.expand(len(chosen), -1, -1)], 2)
+        return _ascending(chosen)
 
     def _left_out(self, by_block: Tensor, field: _Field, brought: _Brought | None) -> Tensor:
         """fp32 ``[s, g, blocks + 1]``: 0 for the Blocks that tokens are taken from, -inf for the others and behind the last. What is
@@ -206,21 +211,14 @@ class MassSelector:
         return left_out
 
 
-def _ascending(tokens: Tensor, there: Tensor) -> Tensor:
-    """Tokens ``[..., n]`` that are ``there``, in order, the others -1 and last."""
+def _ascending(tokens: Tensor) -> Tensor:
+    """Tokens ``[..., n]`` in order, what is below 0 as -1 and last."""
     none = torch.iinfo(tokens.dtype).max
-    ordered = tokens.masked_fill(~there, none).sort(-1).values
+    ordered = tokens.masked_fill(tokens < 0, none).sort(-1).values
     return ordered.masked_fill_(ordered == none, -1)
 
 
-def _with(tokens: Tensor, brought: _Brought | None, ordered: bool = True) -> Tensor:
-    """Tokens ``[s, g, n]``, -1 where there is none, and what is brought, ascending and padded with -1."""
-    if brought is not None:
-        tokens, ordered = torch.cat([tokens, brought.tokens.expand(len(tokens), -1, -1)], 2), False
-    return tokens if ordered else _ascending(tokens, tokens >= 0)
-
-
-def _brought(blocks: Tensor, bounds: Bounds) -> _Brought:
+def _within_bounds(blocks: Tensor, bounds: Bounds) -> _Brought:
     """Those of ``blocks [b]`` that groups may choose."""
     candidates = torch.nn.functional.pad(bounds.candidates, (0, 1))
     inside = blocks.clamp(min=-1, max=bounds.candidates.shape[1])
